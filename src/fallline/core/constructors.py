@@ -1,0 +1,270 @@
+"""Constructors: what you have, as a ``Problem``.
+
+==================  =================================================================================
+``Smooth``          min f(x), differentiable
+``Composite``       min f(x) + r(x), f smooth, r with a proximal map
+``Constrained``     min f(x) over a set, or subject to c(x) = 0 and h(x) ≤ 0
+``FiniteSum``       min (1/n) Σ f(x; data_i), drawn in mini-batches
+``LinearSystem``    A x = b
+``Bilevel``         min_x F(x, y*(x)) with y*(x) = argmin_y G(x, y)
+``Saddle``          min_x max_y f(x, y)
+``BlackBox``        min f(x), values only
+==================  =================================================================================
+
+``Training`` (a network and data) is in ``objective``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from fallline.core import autodiff, tree
+from fallline.core.keys import Key
+from fallline.core.problem import Problem
+from fallline.core.tree import Tree
+
+
+def _callable(value: Any, argument: str) -> None:
+    if not callable(value):
+        raise TypeError(f"{argument} must be a function of the variables, got {type(value).__name__}")
+
+
+def _given(**oracles: Callable[..., Any] | None) -> dict[str, Callable[..., Any]]:
+    return {name: oracle for name, oracle in oracles.items() if oracle is not None}
+
+
+def Smooth(
+    fun: Callable[[Tree], Tensor],
+    x0: Tree,
+    *,
+    gradient: Callable[[Tree], Tree] | None = None,
+    hvp: Callable[[Tree, Tree], Tree] | None = None,
+    hessian: Callable[[Tree], Tensor] | None = None,
+    **options: Any,
+) -> Problem:
+    """min f(x) for a differentiable f; derivatives that are not given come from autograd.
+
+    Parameters
+    ----------
+    fun : callable ``x -> 0-d tensor``
+    x0 : tensor or nested tensors
+    gradient, hvp, hessian : callables, optional
+        Closed forms: ``∇f(x)`` as a tree, ``∇²f(x) v`` as a tree, ``∇²f(x)`` as ``(n, n)``.
+    **options
+        ``name``, ``facts``, ``budget``, ``observer`` of ``Problem``.
+    """
+    _callable(fun, "fun")
+    oracles = _given(value=fun, gradient=gradient, hvp=hvp, hessian=hessian)
+    return Problem(x0, oracles, **{"kind": "smooth", **options})
+
+
+def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
+    """min f(x) + r(x): ``value`` is the sum, ``smooth`` the problem of f alone, ``prox`` that of r.
+
+    ``term`` has ``value(x)`` and ``prox(x, step)``. There is no ``gradient`` of the sum: proximal methods take
+    ``problem.smooth.gradient`` and ``problem.prox``.
+    """
+    for needed in ("value", "prox"):
+        if not hasattr(term, needed):
+            raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
+    smooth.require("value", by="Composite")
+    value = smooth._oracles["value"]
+    oracles = {"value": lambda x: value(x) + term.value(x), "prox": term.prox}
+    inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth}}
+    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
+
+
+def _draw_composite(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+    return Composite(problem.smooth.draw(key, size, indices, at), problem.term, name=problem.name, facts=problem.facts)
+
+
+def Constrained(
+    smooth: Problem,
+    set: Any = None,
+    *,
+    equality: Callable[[Tree], Tensor] | None = None,
+    inequality: Callable[[Tree], Tensor] | None = None,
+    **options: Any,
+) -> Problem:
+    """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
+
+    ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both); the constraint functions return 1-D tensors.
+    """
+    if set is None and equality is None and inequality is None:
+        raise ValueError("Constrained needs a set, an equality or an inequality; without any use Smooth")
+    oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality)}
+    for name in ("project", "linear_minimize"):
+        if hasattr(set, name):
+            oracles[name] = getattr(set, name)
+    return Problem(smooth.x0, oracles, **{"kind": "constrained", "name": smooth.name, "facts": smooth.facts, **options})
+
+
+class _Parts(Sequence[Problem]):
+    """The terms of a finite sum, made when asked for."""
+
+    def __init__(self, whole: Problem, count: int) -> None:
+        self._whole, self._count = whole, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"part {index} of {self._count}")
+        return self._whole.draw(Key(), indices=torch.tensor([index % self._count]))
+
+
+def batch_indices(n: int, key: Key, size: int | None, indices: Tensor | None, default: int) -> Tensor:
+    """Return which of ``n`` data points a realisation looks at: drawn uniformly with replacement unless given."""
+    if indices is not None:
+        return indices
+    return torch.randint(n, (size or default,), generator=key.generator())
+
+
+def data_tuple(data: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the data as tensors that agree in their first dimension."""
+    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
+    lengths = {len(t) for t in tensors}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(f"data must be tensors with one common, non-zero first dimension, got {[len(t) for t in tensors]}")
+    return tensors
+
+
+def FiniteSum(
+    fun: Callable[..., Tensor],
+    data: Tensor | Sequence[Tensor],
+    x0: Tree,
+    *,
+    batch_size: int = 1,
+    **options: Any,
+) -> Problem:
+    """min (1/n) Σ f(x; data_i). ``value`` and ``gradient`` take all data; ``draw`` a mini-batch, with replacement.
+
+    Parameters
+    ----------
+    fun : callable ``(x, *batch) -> 0-d tensor``
+        The **mean** loss over a batch.
+    data : tensor or tuple of tensors
+        Each with n rows.
+    x0 : tensor or nested tensors
+    batch_size : int, default 1
+        What ``draw`` takes when not told otherwise.
+    """
+    _callable(fun, "fun")
+    tensors = data_tuple(data)
+    n = len(tensors[0])
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must be between 1 and the {n} data points, got {batch_size}")
+
+    def over(rows: tuple[Tensor, ...]) -> dict[str, Callable[..., Any]]:
+        def per_sample(x: Tree) -> Tree:
+            one = lambda x, *row: fun(x, *(r.unsqueeze(0) for r in row)).reshape(())
+            return torch.func.vmap(torch.func.grad(one), in_dims=(None, *(0 for _ in rows)))(x, *rows)
+
+        return {"value": lambda x: fun(x, *rows), "per_sample_gradients": per_sample}
+
+    def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+        chosen = batch_indices(n, key, size, indices, batch_size)
+        rows = tuple(t[chosen.to(t.device)] for t in tensors)
+        return Problem(problem.x0, over(rows), kind=problem.kind, name=problem.name, samples=len(chosen))
+
+    whole = Problem(x0, over(tensors), **{"kind": "finite-sum", **options, "sampler": sample, "samples": n})
+    whole.parts = _Parts(whole, n)
+    return whole
+
+
+def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, **options: Any) -> Problem:
+    """A x = b for a dense or sparse matrix, or an operator with ``matvec``.
+
+    Offers ``matvec(v)``, ``residual(x) = b − A x``; ``problem.b`` is the right-hand side.
+    """
+    apply = A.matvec if hasattr(A, "matvec") else (A if callable(A) and not isinstance(A, Tensor) else lambda v: A @ v)
+    shape = tuple(getattr(A, "shape", (len(b), len(b))))
+    if shape != (len(b), len(b)):
+        raise ValueError(f"A must be square and fit b of length {len(b)}, got shape {shape}")
+    start = torch.zeros_like(b) if x0 is None else x0
+    oracles = {"matvec": apply, "residual": lambda x: b - apply(x)}
+
+    def observer(problem: Problem, x: Tree) -> dict[str, float]:
+        return {"residual_norm": float(torch.linalg.vector_norm(problem.residual(x)))}
+
+    return Problem(start, oracles, **{"kind": "linear-system", "observer": observer, "given": {"b": b}, **options})
+
+
+def _pair(objective: Callable[[Tree, Tree], Tensor] | Problem, x0: Tree, y0: Tree, name: str) -> Problem:
+    if isinstance(objective, Problem):
+        return objective
+    _callable(objective, name)
+    return Smooth(lambda z: objective(z[0], z[1]), (x0, y0), name=name)
+
+
+def Bilevel(upper: Any, lower: Any, x0: Tree, y0: Tree, **options: Any) -> Problem:
+    """min_x F(x, y*(x)) with y*(x) = argmin_y G(x, y).
+
+    ``upper`` and ``lower`` are functions ``(x, y) -> 0-d tensor``, or problems over the pair ``(x, y)`` (a ``FiniteSum`` whose
+    function takes the pair, when a level has data). Methods ask ``problem.upper.gradient((x, y), wrt=0)`` and so on; ``draw``
+    draws both levels, independently.
+    """
+    levels = {"upper": _pair(upper, x0, y0, "upper"), "lower": _pair(lower, x0, y0, "lower")}
+
+    def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+        drawn = {name: level.draw(key.fold(name), size, None, at) for name, level in problem._children.items()}
+        return Problem(problem.x0, {}, kind="bilevel", name=problem.name, children=drawn)
+
+    def observer(problem: Problem, z: Tree) -> dict[str, float]:
+        return {"upper": float(problem.upper.value(z)), "lower": float(problem.lower.value(z))}
+
+    return Problem((x0, y0), {}, **{"kind": "bilevel", "observer": observer, **options, "sampler": sample,
+                                    "children": levels})
+
+
+def Saddle(fun: Callable[[Tree, Tree], Tensor], x0: Tree, y0: Tree, **options: Any) -> Problem:
+    """min_x max_y f(x, y); offers ``operator(z) = (∂_x f, −∂_y f)`` at ``z = (x, y)`` beside value and gradients."""
+    _callable(fun, "fun")
+    value = lambda z: fun(z[0], z[1])
+
+    def operator(z: Tree) -> Tree:
+        gx, gy = autodiff.value_and_gradient(value, z)[1]
+        return gx, tree.map(torch.neg, gy)
+
+    return Problem((x0, y0), {"value": value, "operator": operator}, **{"kind": "saddle", **options})
+
+
+def BlackBox(
+    fun: Callable[[Tensor], Any],
+    x0: Tensor,
+    *,
+    bounds: tuple[Tensor | float, Tensor | float] | None = None,
+    vectorized: bool = False,
+    **options: Any,
+) -> Problem:
+    """min f(x) where only values can be had.
+
+    Parameters
+    ----------
+    fun : callable
+        Takes a 1-D tensor and returns a number; with ``vectorized`` takes ``(n, d)`` and returns ``(n,)``.
+    x0 : tensor, shape (d,)
+    bounds : pair of lower and upper bound (numbers or tensors), optional
+        Where populations start; kept as ``problem.facts["bounds"]``.
+    """
+    _callable(fun, "fun")
+
+    def values(points: Tensor) -> Tensor:
+        if vectorized:
+            return fun(points)
+        return torch.stack([torch.as_tensor(fun(point), dtype=points.dtype).reshape(()) for point in points])
+
+    oracles: Mapping[str, Callable[..., Any]] = {"value": lambda x: values(x.unsqueeze(0))[0], "values": values}
+    facts = {**options.pop("facts", {}), **({"bounds": bounds} if bounds is not None else {})}
+    return Problem(x0, oracles, **{"kind": "black-box", "differentiable": False, "facts": facts, **options})

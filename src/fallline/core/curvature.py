@@ -1,0 +1,53 @@
+"""Estimates of a Hessian's diagonal, from one realisation.
+
+Hutchinson:               ĥ = u ∘ (H u),  u ~ N(0, I);                       E[ĥ] = diag(H)
+Gauss-Newton-Bartlett:    ĥ = B · ĝ ∘ ĝ,  ĝ = ∇ mean_b ℓ(f_b, ŷ_b),  ŷ_b ~ softmax(f_b);   E[ĥ] = diag(Gauss-Newton)
+
+The second needs one backward pass and is never negative; the labels are drawn from the model, not taken from the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fallline.core.errors import MissingOracle
+
+
+def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn where the generator lives, so that the same key gives the same numbers on every device.
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+
+
+def hutchinson_diagonal(realisation: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return ``u ∘ (H u)`` by parameter name for one Gaussian probe ``u``.
+
+    ``realisation`` has ``variables`` and ``hvp`` (``Objective(model, loss)(inputs, targets)``, or a bound problem).
+    """
+    probe = {name: _normal_like(p, generator) for name, p in realisation.variables.items()}
+    product = realisation.hvp(None, probe)
+    return {name: u * product[name] for name, u in probe.items()}
+
+
+def gauss_newton_bartlett(realisation: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return ``B · ĝ ∘ ĝ`` by parameter name, with labels drawn from the model's own softmax.
+
+    ``realisation`` has ``outputs()`` (logits, classes last) and ``loss(outputs, targets)`` (the mean cross-entropy); ``B`` is the
+    number of predictions, tokens included.
+    """
+    if not hasattr(realisation, "outputs"):
+        raise MissingOracle("the Gauss-Newton-Bartlett estimate needs a model's logits: pass a realisation of "
+                            "Objective(model, loss), or use estimator='hutchinson'")
+    with torch.enable_grad():
+        logits = realisation.outputs()
+        probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1]).to(generator.device)
+        labels = torch.multinomial(probabilities, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+        loss = realisation.loss(logits, labels)
+        realisation._count_gradient()
+        variables = realisation.variables
+        gradients = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
+    count = labels.numel()
+    return {name: torch.zeros_like(p) if g is None else count * g * g
+            for (name, p), g in zip(variables.items(), gradients, strict=True)}

@@ -1,0 +1,248 @@
+"""Methods: three functions and two facts.
+
+``init(problem, key) → state``, ``step(problem, state) → state``, ``report(problem, state) → Report``; ``needs`` (oracles) and
+``space`` (what to tune). No loops, no printing, no stopping rules: ``solve`` has them. A state is a nested dict of tensors,
+numbers, strings and keys; ``step`` may overwrite the state it is given, so keep a ``clone`` to go back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fallline.core import tree
+from fallline.core.errors import WrongProblem
+from fallline.core.keys import Key
+from fallline.core.objective import Training
+from fallline.core.problem import Problem
+from fallline.core.space import Range
+from fallline.core.tree import Tree
+
+State = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """What a method knows after a step.
+
+    Parameters
+    ----------
+    solution : tree, or a function that returns one
+        The answer so far; a function when making it costs something (an average to swap in).
+    value : number, optional
+        The objective there, as far as the method knows it without another evaluation.
+    gap : number, optional
+        What ``tol`` is compared with: a gradient norm, a duality gap, a residual.
+    status : {"running", "converged", "failed"}
+    message : str
+        Why, if the status is not "running".
+    certificate : object, optional
+        What proves the answer: multipliers, a bound, an eigenvalue.
+    """
+
+    solution: Tree | Callable[[], Tree]
+    value: float | Tensor | None = None
+    gap: float | Tensor | None = None
+    status: str = "running"
+    message: str = ""
+    certificate: Any = None
+
+    def resolve(self) -> Tree:
+        """Return the solution itself."""
+        return self.solution() if callable(self.solution) else self.solution
+
+
+class Method:
+    """A descent method: hyperparameters, and how to start, step and report.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Oracles the problem must have.
+    kinds : tuple of str
+        Kinds of problem it solves; empty for any that has the oracles, except constrained ones.
+    space : mapping of str to range
+        Hyperparameters worth tuning; empty if there is nothing to tune.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    kinds: ClassVar[tuple[str, ...]] = ()
+    space: ClassVar[Mapping[str, Range]] = {}
+
+    def init(self, problem: Problem, key: Key) -> State:
+        """Return the state before the first step."""
+        raise NotImplementedError(f"{type(self).__name__} must define init")
+
+    def step(self, problem: Problem, state: State) -> State:
+        """Take one step; ``state`` is consumed."""
+        raise NotImplementedError(f"{type(self).__name__} must define step")
+
+    def report(self, problem: Problem, state: State) -> Report:
+        """Say where the run stands, without asking the problem anything."""
+        raise NotImplementedError(f"{type(self).__name__} must define report")
+
+    def clone(self, state: State) -> State:
+        """Return a state that later steps of ``state`` do not touch."""
+        return copy.deepcopy(state)
+
+    def pack(self, state: State) -> State:
+        """Return the state as nested dicts and lists of tensors, numbers, strings and keys, for a checkpoint."""
+        return state
+
+    def unpack(self, problem: Problem, key: Key, packed: State) -> State:
+        """Return the state that ``pack`` packed."""
+        return packed
+
+    def check(self, problem: Problem) -> None:
+        """Raise unless this method can solve ``problem``."""
+        name = type(self).__name__
+        refused = problem.kind not in self.kinds if self.kinds else problem.kind == "constrained"
+        if refused:
+            solves = ", ".join(self.kinds) or "unconstrained"
+            raise WrongProblem(f"{name} solves {solves} problems, and {problem.name!r} is a {problem.kind} problem; "
+                               f"`fallline papers` lists the methods by room")
+        problem.require(*self.needs, by=name)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+class AskTell(Method):
+    """A method that names points and is told their values, by whoever can evaluate them.
+
+    Subclasses define ``init``, ``ask``, ``tell`` and ``report``; ``step`` follows. Where the values come from a laboratory, a person
+    or another program, call ``ask`` and ``tell`` yourself.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("values",)
+
+    def ask(self, state: State) -> Tensor:
+        """Return the points to evaluate, shape ``(n, d)``; asking twice gives the same points."""
+        raise NotImplementedError(f"{type(self).__name__} must define ask")
+
+    def tell(self, state: State, points: Tensor, values: Tensor) -> State:
+        """Take in the values of the points, shape ``(n,)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define tell")
+
+    def step(self, problem: Problem, state: State) -> State:
+        points = self.ask(state)
+        return self.tell(state, points, problem.values(points))
+
+
+class Train(Method):
+    """Any torch optimizer as a Method, on a ``Training`` problem or on anything with gradients.
+
+    Every step draws a realisation and calls ``optimizer.step(realisation)``; a torch optimizer takes it as its closure, one that
+    needs more asks it for more.
+
+    Parameters
+    ----------
+    optimizer : callable ``(params, **hyperparameters) -> torch.optim.Optimizer``
+        A class with a ``for_model(model, **hyperparameters)`` makes its own parameter groups from the network.
+    schedule : callable ``optimizer -> LRScheduler``, optional
+        Stepped once after every step.
+    **hyperparameters
+        Passed to ``optimizer``.
+    """
+
+    def __init__(self, optimizer: Callable[..., torch.optim.Optimizer],
+                 schedule: Callable[[torch.optim.Optimizer], Any] | None = None, **hyperparameters: Any) -> None:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError("optimizer must be a class or function that makes an optimizer from parameters, "
+                            f"got an optimizer that is already made: {type(optimizer).__name__}")
+        self.optimizer, self.schedule, self.hyperparameters = optimizer, schedule, hyperparameters
+        self.space = dict(getattr(optimizer, "space", {}))  # type: ignore[misc]
+
+    def init(self, problem: Problem, key: Key) -> State:
+        if isinstance(problem, Training):
+            model = copy.deepcopy(problem.model)
+            make = getattr(self.optimizer, "for_model", None)
+            optimizer = make(model, **self.hyperparameters) if make else \
+                self.optimizer([p for p in model.parameters() if p.requires_grad], **self.hyperparameters)
+            state: State = {"model": model}
+        else:
+            point = tree.map(lambda x: nn.Parameter(x.detach().clone()), problem.x0)
+            optimizer = self.optimizer(tree.leaves(point), **self.hyperparameters)
+            state = {"point": point}
+        schedule = self.schedule(optimizer) if self.schedule else None
+        return {**state, "optimizer": optimizer, "schedule": schedule, "t": 0, "loss": None, "key": key}
+
+    def step(self, problem: Problem, state: State) -> State:
+        key = state["key"].fold(state["t"])
+        if "model" in state:
+            assert isinstance(problem, Training)
+            closure: Any = problem.on(state["model"]).draw(key)
+        else:
+            closure = problem.draw(key).bind(state["point"])
+        loss = state["optimizer"].step(closure)
+        if state["schedule"] is not None:
+            state["schedule"].step()
+        return {**state, "t": state["t"] + 1, "loss": loss.detach() if isinstance(loss, Tensor) else loss}
+
+    def report(self, problem: Problem, state: State) -> Report:
+        def solution() -> Tree:
+            swap = getattr(state["optimizer"], "solution", None)
+            if swap is None:
+                return self._point(state)
+            with swap():
+                return self._point(state)
+
+        return Report(solution, value=state["loss"])
+
+    @staticmethod
+    def _point(state: State) -> Tree:
+        if "point" in state:
+            return tree.clone(state["point"])
+        return {name: value.detach().clone() for name, value in state["model"].state_dict().items()}
+
+    def pack(self, state: State) -> State:
+        packed = {name: state[name] for name in ("t", "loss", "key")}
+        packed["optimizer"] = state["optimizer"].state_dict()
+        packed["schedule"] = None if state["schedule"] is None else state["schedule"].state_dict()
+        packed["weights"] = dict(state["model"].state_dict()) if "model" in state else tree.leaves(state["point"])
+        return packed
+
+    def unpack(self, problem: Problem, key: Key, packed: State) -> State:
+        state = self.init(problem, key)
+        if "model" in state:
+            state["model"].load_state_dict(packed["weights"])
+        else:
+            with torch.no_grad():
+                for leaf, value in zip(tree.leaves(state["point"]), packed["weights"], strict=True):
+                    leaf.copy_(value)
+        state["optimizer"].load_state_dict(packed["optimizer"])
+        if state["schedule"] is not None:
+            state["schedule"].load_state_dict(packed["schedule"])
+        return {**state, **{name: packed[name] for name in ("t", "loss", "key")}}
+
+    def __repr__(self) -> str:
+        name = getattr(self.optimizer, "__name__", str(self.optimizer))
+        settings = "".join(f", {k}={v!r}" for k, v in self.hyperparameters.items())
+        return f"Train({name}{settings})"
+
+
+class Fitted:
+    """A front end with ``fit(data)``: a problem made from the data, a method, and a wrapper of what came out.
+
+    Parameters
+    ----------
+    problem : callable ``data -> Problem``
+    method : Method
+    wrap : callable ``Result -> object``
+        Makes the answer people want (a graph, a sampler, a map) from the result.
+    """
+
+    def __init__(self, problem: Callable[..., Problem], method: Method, wrap: Callable[[Any], Any]) -> None:
+        self.problem, self.method, self.wrap = problem, method, wrap
+
+    def fit(self, *data: Any, **options: Any) -> Any:
+        """Solve the problem that ``data`` makes; ``options`` are those of ``solve``."""
+        from fallline.core.driver import solve
+
+        return self.wrap(solve(self.problem(*data), self.method, **options))

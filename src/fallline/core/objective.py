@@ -1,0 +1,240 @@
+"""A network and its loss as a problem.
+
+``Objective(model, loss)(inputs, targets)`` is the loss on one batch, frozen: the same data, the same dropout masks however often
+it is evaluated, and batch-norm buffers that move once. It is a torch closure, and it can be asked for values and gradients
+elsewhere, Hessian-vector products, the model's outputs. ``Training`` adds data, and draws such realisations.
+
+The base oracle is plain: weights in place, the module's own forward and backward. That is the one that stays right under
+DistributedDataParallel and ``fully_shard``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fallline.core import autodiff
+from fallline.core.constructors import batch_indices, data_tuple
+from fallline.core.counts import Counts
+from fallline.core.errors import MissingOracle
+from fallline.core.keys import Key
+from fallline.core.problem import Problem
+from fallline.core.tree import Tree
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def _sharded(model: nn.Module) -> bool:
+    return any(hasattr(p, "device_mesh") for p in model.parameters())
+
+
+class ModelProblem(Problem):
+    """The loss of a module on one batch; a valid torch closure.
+
+    Every oracle takes its point as a dict of parameters by name; ``None`` means the module's weights in place.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Loss, inputs: Any, targets: Tensor, *, name: str = "objective",
+                 key: Key | None = None, samples: int | None = None) -> None:
+        self.model, self.loss_fn, self.inputs, self.targets = model, loss_fn, inputs, targets
+        self.variables = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._rng_state = None if key is None else key.generator().get_state()
+        self._moved = False
+        count = (len(targets) if isinstance(targets, Tensor) and targets.ndim else 1) if samples is None else samples
+        super().__init__(self.variables, {"value": self._evaluate, "per_sample_gradients": self._per_sample}, kind="training",
+                         name=name, samples=count)
+
+    # ---------------------------------------------------------------- evaluation
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Replay the random masks of the first evaluation, and let buffers move only in that one."""
+        buffers = [] if not self._moved else [(b, b.clone()) for b in self.model.buffers()]
+        if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
+            self._rng_state = torch.get_rng_state()
+            yield
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self._rng_state)
+                yield
+        self._moved = True
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
+        arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+        with self._frozen():
+            if x is None or x is self.variables:
+                return self.model(*arguments)
+            if _sharded(self.model):
+                raise MissingOracle("a sharded model can be evaluated only at its own weights: copy the point into the "
+                                    "parameters, evaluate, and copy it back")
+            return functional_call(self.model, dict(x), arguments)
+
+    def _evaluate(self, x: Mapping[str, Tensor] | None) -> Tensor:
+        return autodiff.checked_scalar(self.loss_fn(self._forward(x), self.targets), "loss_fn")
+
+    def __call__(self) -> Tensor:
+        """Evaluate at the weights in place: zero, forward, backward; return the detached loss."""
+        self._count_gradient()
+        for parameter in self.variables.values():
+            parameter.grad = None
+        with torch.enable_grad():
+            loss = self._evaluate(None)
+            loss.backward()
+        return loss.detach()
+
+    # ---------------------------------------------------------------- oracles, with the weights in place as default
+
+    def value(self, x: Tree | None = None) -> Tensor:
+        return super().value(x)
+
+    def value_and_gradient(self, x: Tree | None = None, wrt: int | str | None = None) -> tuple[Tensor, Tree]:
+        if x is not None and x is not self.variables:
+            return super().value_and_gradient(x, wrt)
+        kept = {name: p.grad for name, p in self.variables.items()}
+        loss = self()
+        gradient = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.variables.items()}
+        for name, p in self.variables.items():
+            p.grad = kept[name]
+        return loss, gradient if wrt is None else gradient[str(wrt)]
+
+    def gradient(self, x: Tree | None = None, wrt: int | str | None = None) -> Tree:
+        return self.value_and_gradient(x, wrt)[1]
+
+    def hvp(self, x: Tree | None, v: Tree) -> dict[str, Tensor]:
+        """Return ``∇²f(x) v`` by name; needs a module that autograd can differentiate twice."""
+        if _sharded(self.model):
+            raise MissingOracle("exact Hessian-vector products need whole weights, and this model is sharded; "
+                                "difference two gradients instead")
+        self.counts.add("hvps")
+        return autodiff.hvp(self._evaluate, self.variables if x is None else x, dict(v))
+
+    def outputs(self, x: Mapping[str, Tensor] | None = None) -> Any:
+        """Return the model's outputs on this batch, with their graph."""
+        return self._forward(x)
+
+    def loss(self, outputs: Any, targets: Tensor | None = None) -> Tensor:
+        """Return the loss of given outputs, by default against this batch's targets."""
+        return self.loss_fn(outputs, self.targets if targets is None else targets)
+
+    def _per_sample(self, x: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if _sharded(self.model):
+            raise MissingOracle("per-sample gradients need whole weights, and this model is sharded")
+
+        def one(parameters: Mapping[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
+            return self.loss_fn(functional_call(self.model, dict(parameters), (row.unsqueeze(0),)), target.unsqueeze(0))
+
+        point = {n: p.detach() for n, p in (self.variables if x is None else x).items()}
+        return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")(
+            point, self.inputs, self.targets)
+
+
+class Objective:
+    """What is minimised in a hand-written loop: ``Objective(model, loss_fn)(inputs, targets)``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, or ``model(*inputs)`` if inputs is a tuple.
+    loss_fn : callable ``(outputs, targets) -> 0-d tensor``
+        The mean loss over the batch.
+
+    Examples
+    --------
+    >>> objective = fl.Objective(model, torch.nn.functional.cross_entropy)
+    >>> optimizer.step(objective(x, y))
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Loss) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function (outputs, targets) -> loss, got {type(loss_fn).__name__}")
+        self.model, self.loss_fn = model, loss_fn
+        self.counts = Counts()
+
+    def __call__(self, inputs: Any, targets: Tensor) -> ModelProblem:
+        realisation = ModelProblem(self.model, self.loss_fn, inputs, targets)
+        realisation.counts = self.counts
+        return realisation
+
+    def __repr__(self) -> str:
+        return f"Objective({type(self.model).__name__}, {getattr(self.loss_fn, '__name__', self.loss_fn)}; {self.counts!r})"
+
+
+class Training(Problem):
+    """min over a network's weights of its mean loss on data.
+
+    ``x`` is a dict of parameters (and buffers, in solutions) by name. ``draw(key)`` gives a mini-batch as a ``ModelProblem``;
+    ``value`` and ``gradient`` take all training data; ``observe`` evaluates the validation data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Never changed: methods train copies of it.
+    loss_fn : callable ``(outputs, targets) -> 0-d tensor``
+        The mean loss over a batch.
+    data, validation : pairs of tensors ``(inputs, targets)``
+        ``validation`` defaults to the training data.
+    batch_size : int, default 64, or all data if there is less
+    metrics : mapping of str to callable ``(outputs, targets) -> number``, optional
+        Further figures that ``observe`` reports, such as accuracy.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Loss, data: Sequence[Tensor], *, validation: Sequence[Tensor] | None = None,
+                 batch_size: int | None = None, metrics: Mapping[str, Callable[..., Any]] | None = None, **options: Any) -> None:
+        Objective(model, loss_fn)  # the same checks
+        self.model, self.loss_fn, self.metrics = model, loss_fn, dict(metrics or {})
+        self.data = data_tuple(data)
+        self.validation = self.data if validation is None else data_tuple(validation)
+        if len(self.data) != 2 or len(self.validation) != 2:
+            raise ValueError(f"data must be a pair (inputs, targets), got {len(self.data)} tensors")
+        batch_size = min(64, len(self.data[0])) if batch_size is None else batch_size
+        if not 1 <= batch_size <= len(self.data[0]):
+            raise ValueError(f"batch_size must be between 1 and the {len(self.data[0])} data points, got {batch_size}")
+        self.batch_size = batch_size
+        variables = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        whole = lambda x: loss_fn(functional_call(self.model, dict(x), (self.data[0],)), self.data[1])
+        super().__init__(variables, {"value": whole}, **{"kind": "training", "samples": len(self.data[0]), **options})
+
+    def on(self, model: nn.Module) -> Training:
+        """Return this problem over another copy of the model."""
+        view = copy.copy(self)
+        view.model = model
+        return view
+
+    def draw(self, key: Key, size: int | None = None, indices: Tensor | None = None, at: Tree | None = None) -> ModelProblem:
+        """Return the loss on a mini-batch, drawn uniformly with replacement, its random masks fixed by ``key``."""
+        inputs, targets = self.data
+        chosen = batch_indices(len(targets), key.fold("batch"), size, indices, self.batch_size).to(targets.device)
+        realisation = ModelProblem(self.model, self.loss_fn, inputs[chosen], targets[chosen], name=self.name,
+                                   key=key.fold("masks"))
+        realisation.counts = self.counts
+        return realisation
+
+    @torch.no_grad()
+    def observe(self, x: Tree) -> dict[str, float]:
+        """Return the validation loss and metrics at ``x``, in evaluation mode; nothing is counted."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            outputs = functional_call(self.model, dict(x), (self.validation[0],))
+        finally:
+            self.model.train(was_training)
+        figures = {"loss": float(self.loss_fn(outputs, self.validation[1]))}
+        return figures | {name: float(metric(outputs, self.validation[1])) for name, metric in self.metrics.items()}
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the share of samples whose largest output is the target class (the last dimension is the classes)."""
+    return (outputs.argmax(-1) == targets).double().mean()
+
+
+__all__ = ["Loss", "ModelProblem", "Objective", "Training", "accuracy"]

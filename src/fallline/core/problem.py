@@ -1,0 +1,313 @@
+"""The one type of problem: variables, oracles, facts, and random data.
+
+A *problem* is a point to start from, a set of named oracles that say something about the objective, facts that are known of it
+(``L``, ``mu``, ``best_value`` …), and possibly random data. Every oracle call is counted under an open name. What a constructor
+does not give, autograd derives from ``value``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fallline.core import autodiff, tree
+from fallline.core.counts import Counts
+from fallline.core.errors import MissingOracle
+from fallline.core.keys import Key
+from fallline.core.tree import Tree
+
+REMEDIES = {
+    "gradient": "give `value` as a differentiable function (Smooth), or pick a method that needs values only",
+    "hvp": "give `value` as a twice differentiable function (Smooth, Training)",
+    "hessian": "give `value` as a twice differentiable function (Smooth)",
+    "prox": "build the problem with Composite(smooth, term)",
+    "project": "build the problem with Constrained(smooth, set)",
+    "linear_minimize": "build the problem with Constrained(smooth, set)",
+    "values": "build the problem with BlackBox(fun, x0)",
+    "matvec": "build the problem with LinearSystem(A, b)",
+    "residual": "build the problem with LinearSystem(A, b)",
+    "operator": "build the problem with Saddle(fun, x0, y0)",
+    "upper": "build the problem with Bilevel(upper, lower, x0, y0)",
+    "lower": "build the problem with Bilevel(upper, lower, x0, y0)",
+    "per_sample_gradients": "build the problem with FiniteSum(fun, data, x0) or Training(model, loss, data)",
+}
+DERIVED = frozenset({"gradient", "value_and_gradient", "hvp", "jvp", "hessian"})
+
+
+class Problem:
+    """Variables, oracles, facts and data of one objective.
+
+    Usually made by a constructor: ``Smooth``, ``Composite``, ``Constrained``, ``FiniteSum``, ``LinearSystem``, ``Bilevel``,
+    ``Saddle``, ``BlackBox``, ``Training``.
+
+    Parameters
+    ----------
+    x0 : tensor or nested dict, list or tuple of tensors
+        The starting point; its structure, dtypes and devices are those of every point.
+    oracles : mapping of str to callable
+        What can be asked; the names are the methods of this class.
+    kind : str
+        What sort of problem this is ("smooth", "bilevel", …); methods state the kinds they solve.
+    name : str
+        Shown in results and errors.
+    facts : mapping
+        What is known: ``L``, ``mu``, ``best_value``, ``hessian_lipschitz`` …
+    differentiable : bool, default True
+        Whether autograd may derive gradients and curvature from ``value``.
+    sampler : callable ``(problem, key, size, indices, at) -> Problem``, optional
+        Makes realisations; without one the problem is deterministic and ``draw`` returns it unchanged.
+    children : mapping of str to Problem
+        Sub-problems by name, reached as attributes (``problem.lower``).
+    parts : sequence of Problem
+        Weighted sub-problems of a sum: samples, clients, tasks.
+    samples : int
+        How many data points one gradient looks at (counted as ``samples``).
+    observer : callable ``(problem, x) -> dict`` of floats, optional
+        What ``observe`` reports; by default the value, and its distance to ``facts["best_value"]``.
+    given : mapping of str to object
+        What the constructor was given that methods may want as it is (``problem.term``, ``problem.b``).
+    budget : Budget, optional
+        What ``solve`` and ``compare`` spend when not told otherwise.
+    """
+
+    def __init__(
+        self,
+        x0: Tree,
+        oracles: Mapping[str, Callable[..., Any]],
+        *,
+        kind: str,
+        name: str = "",
+        facts: Mapping[str, Any] | None = None,
+        differentiable: bool = True,
+        sampler: Callable[..., Problem] | None = None,
+        children: Mapping[str, Problem] | None = None,
+        parts: Sequence[Problem] = (),
+        samples: int = 0,
+        observer: Callable[[Problem, Tree], dict[str, float]] | None = None,
+        given: Mapping[str, Any] | None = None,
+        budget: Any = None,
+    ) -> None:
+        if tree.size(x0) == 0:
+            raise ValueError("x0 must hold at least one number, got an empty point")
+        self.x0 = x0
+        self.kind = kind
+        self.name = name or kind
+        self.facts = dict(facts or {})
+        self.counts = Counts()
+        self.parts = parts
+        self.budget = budget
+        self.samples = samples
+        self._oracles = dict(oracles)
+        self._derives = differentiable and "value" in self._oracles
+        self._sampler = sampler
+        self._children = dict(children or {})
+        self._observer = observer
+        self._given = dict(given or {})
+        self._billed(self.counts)
+
+    # ---------------------------------------------------------------- what can be asked
+
+    def has(self, oracle: str) -> bool:
+        """Return whether the problem can answer ``oracle``."""
+        return oracle in self._oracles or oracle in self._children or (self._derives and oracle in DERIVED)
+
+    def require(self, *oracles: str, by: str = "this method") -> None:
+        """Raise ``MissingOracle`` unless every named oracle is there."""
+        for oracle in oracles:
+            if not self.has(oracle):
+                remedy = REMEDIES.get(oracle, f"give the problem an oracle named {oracle!r}")
+                raise MissingOracle(f"{by} needs the oracle {oracle!r}, which the {self.kind} problem {self.name!r} "
+                                    f"does not have; {remedy}")
+
+    def __getattr__(self, name: str) -> Any:
+        for holder in ("_children", "_given"):
+            if name in self.__dict__.get(holder, {}):
+                return self.__dict__[holder][name]
+        if name in REMEDIES or name in self.__dict__.get("_oracles", {}):
+            self.require(name)
+            return lambda *arguments, **options: self._ask(name, name, *arguments, **options)
+        raise AttributeError(f"{type(self).__name__} has no attribute or oracle {name!r}")
+
+    def _ask(self, oracle: str, count: str, *arguments: Any, **options: Any) -> Any:
+        self.require(oracle)
+        self.counts.add(count)
+        return self._oracles[oracle](*arguments, **options)
+
+    # ---------------------------------------------------------------- oracles
+
+    def value(self, x: Tree) -> Tensor:
+        """Return ``f(x)``, a 0-d tensor."""
+        self.require("value")
+        self.counts.add("values")
+        with torch.no_grad():
+            return autodiff.checked_scalar(self._oracles["value"](x), f"the objective of {self.name!r}")
+
+    def gradient(self, x: Tree, wrt: int | str | None = None) -> Tree:
+        """Return ``∇f(x)``; with ``wrt`` only its part at that child of ``x`` (a partial gradient)."""
+        return self.value_and_gradient(x, wrt)[1] if "gradient" not in self._oracles else self._given_gradient(x, wrt)
+
+    def value_and_gradient(self, x: Tree, wrt: int | str | None = None) -> tuple[Tensor, Tree]:
+        """Return ``f(x)`` and ``∇f(x)`` from one evaluation (counted as one gradient)."""
+        if "gradient" in self._oracles:
+            return self.value(x), self._given_gradient(x, wrt)
+        self.require("gradient")
+        self._count_gradient()
+        return autodiff.value_and_gradient(self._oracles["value"], x, wrt, f"the objective of {self.name!r}")
+
+    def _given_gradient(self, x: Tree, wrt: int | str | None) -> Tree:
+        self._count_gradient()
+        gradient = self._oracles["gradient"](x)
+        return gradient if wrt is None else gradient[wrt]
+
+    def _count_gradient(self) -> None:
+        self.counts.add("gradients")
+        if self.samples:
+            self.counts.add("samples", self.samples)
+
+    def hvp(self, x: Tree, v: Tree) -> Tree:
+        """Return the Hessian-vector product ``∇²f(x) v``."""
+        self.require("hvp")
+        self.counts.add("hvps")
+        given = self._oracles.get("hvp")
+        return given(x, v) if given else autodiff.hvp(self._oracles["value"], x, v)
+
+    def jvp(self, x: Tree, v: Tree) -> tuple[Tensor, Tensor]:
+        """Return ``f(x)`` and the directional derivative ``⟨∇f(x), v⟩`` by forward mode."""
+        self.require("jvp")
+        self.counts.add("jvps")
+        given = self._oracles.get("jvp")
+        return given(x, v) if given else autodiff.jvp(self._oracles["value"], x, v)
+
+    def hessian(self, x: Tree) -> Tensor:
+        """Return the dense Hessian of the flattened variables, shape ``(n, n)``."""
+        self.require("hessian")
+        self.counts.add("hessians")
+        given = self._oracles.get("hessian")
+        return given(x) if given else autodiff.hessian(self._oracles["value"], x)
+
+    def values(self, points: Tensor) -> Tensor:
+        """Return ``f`` at each row of ``points`` (n, d), shape ``(n,)``; counted as n values."""
+        self.require("values")
+        self.counts.add("values", len(points))
+        return self._oracles["values"](points)
+
+    def per_sample_gradients(self, x: Tree) -> Tree:
+        """Return the gradient of every sample's loss: the structure of ``x`` with a leading sample axis."""
+        return self._ask("per_sample_gradients", "per_sample_gradients", x)
+
+    def prox(self, x: Tree, step: float) -> Tree:
+        """Return ``argmin_u term(u) + ‖u − x‖² / (2·step)``."""
+        return self._ask("prox", "prox", x, step)
+
+    def project(self, x: Tree) -> Tree:
+        """Return the nearest point of the feasible set."""
+        return self._ask("project", "projections", x)
+
+    def linear_minimize(self, g: Tree) -> Tree:
+        """Return ``argmin_s ⟨g, s⟩`` over the feasible set."""
+        return self._ask("linear_minimize", "linear_minimizations", g)
+
+    def operator(self, z: Tree) -> Tree:
+        """Return the game's operator ``(∂_x f, −∂_y f)`` at ``z``."""
+        return self._ask("operator", "gradients", z)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Return ``A v``."""
+        return self._ask("matvec", "matvecs", v)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return ``b − A x``."""
+        return self._ask("residual", "matvecs", x)
+
+    # ---------------------------------------------------------------- random data
+
+    def draw(self, key: Key, size: int | None = None, indices: Tensor | None = None, at: Tree | None = None) -> Problem:
+        """Return this problem frozen at a random sample.
+
+        The oracles of the realisation reuse the sample however often they are asked, and count on this problem's bill.
+
+        Parameters
+        ----------
+        key : Key
+            Which sample: the same key gives the same one.
+        size : int, optional
+            How many data points; by default the problem's own batch size.
+        indices : tensor of int, optional
+            Which data points, instead of random ones.
+        at : tree, optional
+            The point that the sample's law depends on, where it does.
+        """
+        if self._sampler is None:
+            return self
+        if size is not None and size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        return self._sampler(self, key, size, indices, at)._billed(self.counts)
+
+    def counted(self, counts: Counts) -> Problem:
+        """Return a view of this problem that counts on ``counts``."""
+        return copy.copy(self)._billed(counts)
+
+    def _billed(self, counts: Counts) -> Problem:
+        self.counts = counts
+        self._children = {name: child.counted(counts) for name, child in self._children.items()}
+        return self
+
+    def observe(self, x: Tree) -> dict[str, float]:
+        """Evaluate for the record only: nothing is counted, no key is used up."""
+        free = self.counted(Counts())
+        if self._observer is not None:
+            return {name: float(number) for name, number in self._observer(free, x).items()}
+        value = float(free.value(x))
+        best = self.facts.get("best_value")
+        return {"value": value} if best is None else {"value": value, "gap": value - float(best)}
+
+    # ---------------------------------------------------------------- python
+
+    def bind(self, variables: Tree) -> Bound:
+        """Return the closure that evaluates this problem at ``variables`` and leaves gradients in their ``.grad``."""
+        return Bound(self, variables)
+
+    def __repr__(self) -> str:
+        offers = sorted({*self._oracles, *(DERIVED if self._derives else ()), *self._children})
+        return f"<{self.kind} problem {self.name!r}: {tree.size(self.x0):,} variables; offers {', '.join(offers)}>"
+
+
+class Bound:
+    """A problem at given leaf tensors: a torch closure that can also be asked for more than a gradient."""
+
+    def __init__(self, problem: Problem, variables: Tree) -> None:
+        self.problem = problem
+        self._point = variables
+        self.variables = {str(i): leaf for i, leaf in enumerate(tree.leaves(variables))}
+
+    def _at(self, x: Mapping[str, Tensor] | None) -> Tree:
+        if x is None:
+            return self._point
+        given: Iterator[Tensor] = iter(x.values())
+        return tree.map(lambda _: next(given), self._point)
+
+    def _named(self, point: Tree) -> dict[str, Tensor]:
+        return dict(zip(self.variables, tree.leaves(point), strict=True))
+
+    def __call__(self) -> Tensor:
+        """Evaluate, put the gradient into ``.grad`` of the variables, return the value."""
+        value, gradient = self.problem.value_and_gradient(self._point)
+        for variable, g in zip(self.variables.values(), tree.leaves(gradient), strict=True):
+            variable.grad = g
+        return value
+
+    def value(self, x: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the objective at ``x``, by default at the bound variables."""
+        return self.problem.value(self._at(x))
+
+    def gradient(self, x: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the gradient by name."""
+        return self._named(self.problem.gradient(self._at(x)))
+
+    def hvp(self, x: Mapping[str, Tensor] | None, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the Hessian-vector product by name."""
+        return self._named(self.problem.hvp(self._at(x), self._at(v)))

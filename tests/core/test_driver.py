@@ -1,0 +1,216 @@
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import fallline as fl
+from fallline.core.errors import CheckpointError, NonFiniteError, WrongProblem
+from fallline.core.method import Fitted
+
+
+class Descent(fl.Method):
+    """Gradient descent on a realisation a step."""
+
+    def __init__(self, lr=0.1):
+        self.lr = lr
+
+    def init(self, problem, key):
+        return {"x": problem.x0.clone(), "t": 0, "key": key, "norm": None}
+
+    def step(self, problem, state):
+        g = problem.draw(state["key"].fold(state["t"])).gradient(state["x"])
+        return {**state, "x": state["x"] - self.lr * g, "t": state["t"] + 1, "norm": g.norm()}
+
+    def report(self, problem, state):
+        return fl.Report(state["x"], gap=state["norm"])
+
+
+def quadratic(d=4):
+    return fl.Smooth(lambda x: 0.5 * (x**2).sum(), torch.ones(d, dtype=torch.float64), name="quadratic")
+
+
+def noisy():
+    data = torch.randn(50, 4, dtype=torch.float64, generator=fl.Key(0).generator())
+    return fl.FiniteSum(lambda x, a: 0.5 * ((x - a) ** 2).sum(1).mean(), data, torch.zeros(4, dtype=torch.float64),
+                        batch_size=5, name="noisy")
+
+
+def test_budgets_end_a_run_at_the_first_boundary():
+    assert fl.solve(quadratic(), Descent(), fl.Budget(steps=7)).nit == 7
+    assert fl.solve(quadratic(), Descent(), fl.Budget(steps=7), every=5).nit == 7
+    result = fl.solve(noisy(), Descent(), fl.Budget(samples=23))
+    assert result.nit == 5 and result.counts == {"gradients": 5, "samples": 25} and "samples" in result.message
+
+
+@pytest.mark.parametrize("limits", [{}, {"steps": 0}, {"gradients": -1}, {"seconds": math.nan}, {"steps": "many"}])
+def test_a_budget_of_nothing_is_refused(limits):
+    with pytest.raises(ValueError, match="budget"):
+        fl.Budget(**limits)
+
+
+def test_tolerance_is_on_the_reported_gap():
+    result = fl.solve(quadratic(), Descent(0.5), fl.Budget(steps=1000), tol=1e-6)
+    assert result.success and result.gap <= 1e-6 < result.trace[-2]["gap"]
+
+
+def test_the_trace_is_thinned_evenly_and_ends_with_the_run():
+    result = fl.solve(quadratic(), Descent(), fl.Budget(steps=1003), trace=100)
+    steps = [row["step"] for row in result.trace]
+    gaps = {b - a for a, b in itertools.pairwise(steps[:-1])}
+    assert len(steps) <= 101 and steps[0] == 0 and steps[-1] == 1003 and len(gaps) == 1
+
+
+def test_observing_is_free():
+    result = fl.solve(noisy(), Descent(), fl.Budget(steps=10), observe_every=5)
+    assert [row["step"] for row in result.trace if "value" in row] == [0, 5, 10]
+    assert result.counts == {"gradients": 10, "samples": 50}
+
+
+@pytest.mark.parametrize("stop", ["return", "raise"])
+def test_a_callback_can_end_the_run(stop):
+    def callback(moment):
+        if moment.step == 3:
+            if stop == "raise":
+                raise StopIteration
+            return True
+
+    result = fl.solve(quadratic(), Descent(), fl.Budget(steps=10), callback=callback)
+    assert result.status == "stopped" and result.nit == 3
+
+
+def test_non_finite_values_end_the_run_with_a_status():
+    result = fl.solve(quadratic(), Descent(lr=1e200), fl.Budget(steps=50))
+    assert result.status == "nonfinite" and not result.success and result.nit < 5
+
+    class Refuses(Descent):
+        def step(self, problem, state):
+            raise NonFiniteError("the gradient of 'w' is NaN")
+
+    result = fl.solve(quadratic(), Refuses(), fl.Budget(steps=50))
+    assert result.status == "nonfinite" and "'w'" in result.message
+
+
+def test_a_large_solution_is_checked_at_the_end():
+    problem = fl.Smooth(lambda x: (x**2).sum(), torch.ones(20_000))
+
+    class Breaks(Descent):
+        def report(self, problem, state):
+            return fl.Report(state["x"])
+
+        def step(self, problem, state):
+            return {**state, "x": state["x"] * math.nan}
+
+    assert fl.solve(problem, Breaks(), fl.Budget(steps=2)).status == "nonfinite"
+
+
+def test_interrupts_return_what_is_there():
+    def press(moment):
+        if moment.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = fl.solve(quadratic(), Descent(), fl.Budget(steps=100), callback=press)
+    assert result.status == "interrupted" and 4 <= result.nit <= 5 and torch.isfinite(result.x).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_goes_on_from_its_checkpoint_exactly(tmp_path):
+    path = tmp_path / "run.safetensors"
+    whole = fl.solve(noisy(), Descent(), fl.Budget(steps=20))
+    fl.solve(noisy(), Descent(), fl.Budget(steps=8), checkpoint=path)
+    rest = fl.solve(noisy(), Descent(), fl.Budget(steps=20), checkpoint=path)
+    assert torch.equal(whole.x, rest.x) and whole.counts == rest.counts
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert drop(whole.trace) == drop(rest.trace)
+
+
+def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path):
+    script = textwrap.dedent("""
+        import os, sys, torch, fallline as fl
+        sys.path.insert(0, sys.argv[2])
+        from test_driver import Descent, noisy
+        def die(moment):
+            if moment.step == 9:
+                os.kill(os.getpid(), 9)
+        fl.solve(noisy(), Descent(), fl.Budget(steps=20), checkpoint=sys.argv[1], checkpoint_seconds=0, callback=die)
+    """)
+    path = tmp_path / "run.safetensors"
+    done = subprocess.run([sys.executable, "-c", script, str(path), os.path.dirname(__file__)])
+    assert done.returncode == -9 and path.exists()
+    rest = fl.solve(noisy(), Descent(), fl.Budget(steps=20), checkpoint=path)
+    assert torch.equal(rest.x, fl.solve(noisy(), Descent(), fl.Budget(steps=20)).x)
+
+
+def test_a_checkpoint_of_another_run_or_a_corrupt_one_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    fl.solve(noisy(), Descent(), fl.Budget(steps=3), checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"method.*lr=0\.1.*lr=0\.2"):
+        fl.solve(noisy(), Descent(0.2), fl.Budget(steps=5), checkpoint=path)
+    with pytest.raises(CheckpointError, match="key"):
+        fl.solve(noisy(), Descent(), fl.Budget(steps=5), checkpoint=path, key=1)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"cannot read.*run\.safetensors.*delete it"):
+        fl.solve(noisy(), Descent(), fl.Budget(steps=5), checkpoint=path)
+
+
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    fl.solve(noisy(), Descent(), fl.Budget(steps=3), checkpoint=path)
+    before = path.read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        fl.solve(noisy(), Descent(), fl.Budget(steps=6), checkpoint=path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_inner_run_shares_the_counts_and_the_budget():
+    class Outer(Descent):
+        def step(self, problem, state):
+            inner = fl.solve(quadratic(), Descent(), fl.Budget(steps=10), within=problem)
+            return {**state, "t": state["t"] + 1, "x": inner.x}
+
+    result = fl.solve(quadratic(), Outer(), fl.Budget(gradients=25))
+    assert result.counts == {"gradients": 25} and result.nit == 3
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(TypeError, match="Smooth"):
+        fl.solve(lambda x: x, Descent())
+    with pytest.raises(TypeError, match="Train"):
+        fl.solve(quadratic(), torch.optim.SGD)
+    with pytest.raises(ValueError, match="every"):
+        fl.solve(quadratic(), Descent(), every=0)
+    with pytest.raises(WrongProblem, match="bilevel"):
+        fl.solve(quadratic(), fl.bilevel.F2SA())
+
+
+def test_results_show_and_plot_themselves():
+    result = fl.solve(quadratic(), Descent(), fl.Budget(steps=30))
+    assert "budget" in repr(result) and "30 gradients" in repr(result)
+    figure = result.plot()
+    assert figure.layout.yaxis.type == "log" and len(figure.data[0].x) == 30
+    assert list(result.to_frame()["step"]) == list(range(31))
+    with pytest.raises(ValueError, match="colour"):
+        result.plot(y="colour")
+
+
+def test_minimize_has_scipys_names():
+    result = fl.minimize(lambda x: ((x - 3) ** 2).sum(), [1.0, 2.0] and torch.tensor([1, 2]), tol=1e-9)
+    assert result.success and result.nit > 0 and result.nfev > 0 and result.nhev > 0
+    torch.testing.assert_close(result.x, torch.full((2,), 3.0, dtype=torch.float64))
+    assert fl.minimize(lambda x: (x**2).sum(), torch.ones(2), "consensus-hopping", maxiter=3).nit == 3
+
+
+def test_fitted_is_a_problem_a_method_and_a_wrapper():
+    mean = Fitted(lambda data: fl.Smooth(lambda x: ((x - data) ** 2).mean(), torch.zeros(())), Descent(0.5),
+                  wrap=lambda result: round(float(result.x), 3))
+    assert mean.fit(torch.tensor([1.0, 3.0]), budget=fl.Budget(steps=60)) == 2.0

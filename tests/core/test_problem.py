@@ -1,0 +1,160 @@
+import pytest
+import torch
+
+import fallline as fl
+from fallline.core import tree
+from fallline.core.counts import Counts
+from fallline.core.errors import MissingOracle
+
+
+def logistic(n=40, d=5, batch_size=8):
+    generator = fl.Key(1).generator()
+    features = torch.randn(n, d, dtype=torch.float64, generator=generator)
+    labels = torch.sign(torch.randn(n, dtype=torch.float64, generator=generator))
+    mean_loss = lambda w, a, y: torch.nn.functional.softplus(-y * (a @ w)).mean()
+    start = torch.full((d,), 0.3, dtype=torch.float64)
+    return fl.FiniteSum(mean_loss, (features, labels), start, batch_size=batch_size), mean_loss, (features, labels)
+
+
+def test_derived_oracles_agree_with_closed_forms():
+    matrix = torch.diag(torch.arange(1.0, 5.0, dtype=torch.float64)) + 0.1
+    problem = fl.Smooth(lambda x: 0.5 * x @ matrix @ x + (x**3).sum(), torch.ones(4, dtype=torch.float64))
+    x = torch.linspace(-1, 2, 4, dtype=torch.float64)
+    v = torch.linspace(3, 1, 4, dtype=torch.float64)
+    gradient, hessian = matrix @ x + 3 * x**2, matrix + torch.diag(6 * x)
+    torch.testing.assert_close(problem.gradient(x), gradient)
+    torch.testing.assert_close(problem.hessian(x), hessian)
+    torch.testing.assert_close(problem.hvp(x, v), hessian @ v)
+    torch.testing.assert_close(problem.jvp(x, v)[1], gradient @ v)
+
+
+def test_partial_gradients_are_the_parts_of_the_whole():
+    problem = fl.Smooth(lambda z: (z["a"] ** 2).sum() * z["b"].sum(), {"a": torch.ones(3), "b": torch.ones(2)})
+    point = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([0.5, 2.0])}
+    whole = problem.gradient(point)
+    for name in ("a", "b"):
+        torch.testing.assert_close(problem.gradient(point, wrt=name), whole[name])
+
+
+def test_every_call_is_counted_once_whatever_it_derives_from():
+    calls = 0
+
+    def fun(x):
+        nonlocal calls
+        calls += 1
+        return (x**4).sum()
+
+    problem = fl.Smooth(fun, torch.ones(3))
+    x = torch.ones(3)
+    problem.value(x), problem.gradient(x), problem.value_and_gradient(x), problem.hvp(x, x), problem.hessian(x)
+    assert dict(problem.counts) == {"values": 1, "gradients": 2, "hvps": 1, "hessians": 1}
+    assert calls == 5
+    problem.observe(x)
+    assert sum(problem.counts.values()) == 5
+
+
+def test_a_realisation_reuses_its_sample_and_counts_on_the_same_bill():
+    problem, *_ = logistic()
+    drawn = problem.draw(fl.Key(3))
+    x = problem.x0
+    assert drawn.value(x) == drawn.value(x) != problem.draw(fl.Key(4)).value(x)
+    assert problem.draw(fl.Key(3)).value(x) == drawn.value(x)
+    drawn.gradient(x)
+    assert problem.counts["gradients"] == 1 and problem.counts["samples"] == 8
+
+
+def test_chosen_indices_and_parts_are_the_terms_of_the_sum():
+    problem, loss, (features, labels) = logistic()
+    x = problem.x0
+    rows = torch.tensor([3, 5])
+    torch.testing.assert_close(problem.draw(fl.Key(), indices=rows).value(x), loss(x, features[rows], labels[rows]))
+    torch.testing.assert_close(sum(part.value(x) for part in problem.parts) / len(problem.parts), problem.value(x))
+    torch.testing.assert_close(problem.per_sample_gradients(x).mean(0), problem.gradient(x))
+
+
+def test_draws_are_unbiased():
+    problem, *_ = logistic()
+    draws = torch.stack([problem.draw(fl.Key(0).fold(i), size=4).gradient(problem.x0) for i in range(2000)])
+    error = (draws.mean(0) - problem.gradient(problem.x0)).abs()
+    assert (error < 4 * draws.std(0) / 2000**0.5).all()
+
+
+def test_views_count_apart_and_parents_count_along():
+    problem, *_ = logistic()
+    inner = problem.counted(Counts(parent=problem.counts))
+    inner.gradient(problem.x0)
+    assert inner.counts["gradients"] == problem.counts["gradients"] == 1
+    problem.gradient(problem.x0)
+    assert inner.counts["gradients"] == 1
+
+
+@pytest.mark.parametrize("oracle", ["prox", "project", "linear_minimize", "values", "residual", "upper"])
+def test_a_missing_oracle_names_itself_the_problem_and_the_remedy(oracle):
+    problem = fl.Smooth(lambda x: x.sum(), torch.ones(2), name="plane")
+    with pytest.raises(MissingOracle, match=rf"{oracle}.*plane.*build the problem with"):
+        problem.require(oracle)
+
+
+def test_composite_keeps_the_smooth_part_apart():
+    class Soft:
+        def value(self, x):
+            return x.abs().sum()
+
+        def prox(self, x, step):
+            return torch.sign(x) * (x.abs() - step).clamp(min=0)
+
+    problem = fl.Composite(fl.Smooth(lambda x: (x**2).sum(), torch.ones(2)), Soft())
+    x = torch.tensor([3.0, -0.5])
+    assert problem.value(x) == x.square().sum() + x.abs().sum()
+    torch.testing.assert_close(problem.smooth.gradient(x), 2 * x)
+    torch.testing.assert_close(problem.prox(x, 1.0), torch.tensor([2.0, 0.0]))
+    assert not problem.has("gradient") and problem.counts["prox"] == 1 and problem.counts["gradients"] == 1
+
+
+def test_saddle_operator_has_the_sign_of_descent_in_both_players():
+    problem = fl.Saddle(lambda x, y: x @ y + x @ x, torch.ones(2), torch.ones(2))
+    x, y = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    for part, expected in zip(problem.operator((x, y)), (y + 2 * x, -x), strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_linear_system_takes_matrices_and_functions():
+    matrix, b = torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 1.0])
+    for A in (matrix, matrix.to_sparse(), lambda v: matrix @ v):
+        problem = fl.LinearSystem(A, b)
+        torch.testing.assert_close(problem.residual(torch.ones(2)), b - matrix @ torch.ones(2))
+    assert problem.observe(torch.zeros(2)) == {"residual_norm": pytest.approx(2**0.5)}
+    with pytest.raises(ValueError, match="square"):
+        fl.LinearSystem(torch.ones(3, 2), b)
+
+
+def test_black_box_counts_every_point_and_has_no_gradient():
+    problem = fl.BlackBox(lambda x: (x**2).sum(), torch.zeros(2))
+    problem.values(torch.ones(7, 2))
+    assert problem.counts["values"] == 7
+    with pytest.raises(MissingOracle, match="gradient"):
+        problem.gradient(problem.x0)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: fl.Smooth(3, torch.ones(2)), "fun must be a function"),
+    (lambda: fl.Smooth(lambda x: x, torch.ones(0)), "empty"),
+    (lambda: fl.Smooth(lambda x: x * 2, torch.ones(2)).gradient(torch.ones(2)), "one element"),
+    (lambda: fl.FiniteSum(lambda x, a: a.sum(), torch.ones(4, 2), torch.ones(2), batch_size=9), "batch_size"),
+    (lambda: fl.FiniteSum(lambda x, a: a.sum(), (torch.ones(4), torch.ones(3)), torch.ones(2)), "first dimension"),
+    (lambda: fl.Constrained(fl.Smooth(lambda x: x.sum(), torch.ones(2))), "without any use Smooth"),
+    (lambda: fl.Composite(fl.Smooth(lambda x: x.sum(), torch.ones(2)), object()), "prox"),
+])
+def test_bad_input_is_refused_at_the_door(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_tree_is_a_vector_space():
+    a = {"u": torch.tensor([1.0, 2.0]), "v": [torch.tensor(3.0), torch.ones(2, 2)]}
+    b = tree.scale(2.0, a)
+    assert float(tree.dot(a, b)) == 36.0 and float(tree.norm(a)) == pytest.approx(18**0.5)
+    torch.testing.assert_close(tree.flatten(tree.axpy(-2.0, a, b)), torch.zeros(7))
+    torch.testing.assert_close(tree.gram([a, b]), tree.norm(a) ** 2 * torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
+    torch.testing.assert_close(tree.unflatten(tree.flatten(a), a), a)
+    assert tree.all_finite(a) and not tree.all_finite({"u": torch.tensor([1.0, float("nan")])})

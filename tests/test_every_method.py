@@ -1,0 +1,150 @@
+"""Properties that every registered Method has; a new one is covered by being registered."""
+
+import math
+
+import pytest
+import torch
+
+import fallline as fl
+from fallline.core import registry, tree
+from fallline.core.errors import MissingOracle, WrongProblem
+
+METHODS = [name for name in registry.names() if not registry.is_optimizer(name)]
+METHODS.append("train")
+
+
+def make(name):
+    if name == "train":
+        return fl.Train(torch.optim.Adam, lr=0.05)
+    return registry.method(name)
+
+
+class Spoiled:
+    """A function that counts its calls and returns NaN at one of them."""
+
+    def __init__(self, function, at=None):
+        self.function, self.at, self.calls = function, at, 0
+
+    def __call__(self, *arguments):
+        value = self.function(*arguments)
+        spoil = self.at is not None and self.calls <= self.at < self.calls + (value.numel() or 1)
+        self.calls += value.numel()
+        return value * math.nan if spoil else value
+
+
+def problem_for(method, at=None):
+    """A small problem of a kind the method solves, and its counting functions."""
+    x0 = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+    target = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    if "bilevel" in method.kinds:
+        upper = Spoiled(lambda x, y: ((y - target) ** 2).sum() + 0.1 * (x**2).sum(), at)
+        lower = Spoiled(lambda x, y: 0.5 * ((y - x) ** 2).sum())
+        return fl.Bilevel(upper, lower, x0, x0.clone()), (upper, lower)
+    if "values" in method.needs:
+        fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
+        return fl.BlackBox(fun, x0, vectorized=True), (fun,)
+    scale = torch.linspace(1, 3, 4, dtype=torch.float64)
+    fun = Spoiled(lambda x: torch.cosh(scale * (x - target)).sum(), at)
+    return fl.Smooth(fun, x0), (fun,)
+
+
+def run(method, problem, **options):
+    options.setdefault("budget", fl.Budget(steps=6))
+    return fl.solve(problem, method, **options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_clone_is_untouched_by_later_steps(name):
+    method = make(name)
+    problem, _ = problem_for(method)
+    state = method.step(problem, method.init(problem, fl.Key(0)))
+    kept = method.clone(state)
+    for _ in range(3):
+        state = method.step(problem, state)
+    replayed = kept
+    for _ in range(3):
+        replayed = method.step(problem, replayed)
+    one, two = (tree.leaves(method.report(problem, s).resolve()) for s in (state, replayed))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_replay_from_a_checkpoint_is_exact(name, tmp_path):
+    method = make(name)
+    whole = run(method, problem_for(method)[0])
+    run(method, problem_for(method)[0], budget=fl.Budget(steps=2), checkpoint=tmp_path / "c")
+    rest = run(make(name), problem_for(method)[0], checkpoint=tmp_path / "c")
+    assert whole.counts == rest.counts and whole.nit == rest.nit
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(whole.x), tree.leaves(rest.x), strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_key_gives_the_same_run_and_x0_is_not_touched(name):
+    method = make(name)
+    problem, _ = problem_for(method)
+    before = tree.clone(problem.x0)
+    one, two = run(method, problem, key=3), run(method, problem, key=3)
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(one.x), tree.leaves(two.x), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(problem.x0), tree.leaves(before), strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_are_exact_and_reports_ask_nothing(name):
+    method = make(name)
+    problem, functions = problem_for(method)
+    result = run(method, problem)
+    asked = sum(result.counts.get(c, 0) for c in ("values", "gradients", "hvps", "jvps", "hessians"))
+    assert asked == sum(f.calls for f in functions) > 0
+    state = method.init(problem, fl.Key(0))
+    before = dict(problem.counts)
+    method.report(problem, state)
+    assert dict(problem.counts) == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_count_budget_overshoots_by_less_than_a_step(name):
+    method = make(name)
+    problem, _ = problem_for(method)
+    count = "values" if "values" in method.needs else "gradients"
+    uses = []
+    result = run(method, problem, budget=fl.Budget(**{count: 30}), callback=lambda m: uses.append(m.counts[count]))
+    largest = max(b - a for a, b in zip([0, *uses], [*uses, result.counts[count]], strict=True))
+    assert result.status == "budget" and 30 <= result.counts[count] < 30 + largest + (uses[0] == 0)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_nan_at_any_oracle_call_is_never_a_silent_wrong_answer(name, at):
+    method = make(name)
+    problem, functions = problem_for(method, at)
+    result = run(method, problem, budget=fl.Budget(steps=12))
+    finite = tree.all_finite(result.x)
+    assert result.status in ("nonfinite", "failed") or finite
+    if not finite:
+        assert result.status == "nonfinite" and not result.success
+    assert functions[0].calls > at
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_makes_progress_at_its_defaults(name):
+    method = make(name)
+    problem, _ = problem_for(method)
+    start = problem.observe(problem.x0)
+    end = problem.observe(run(method, problem, budget=fl.Budget(steps=60)).x)
+    figure = "upper" if "upper" in start else "value"
+    assert end[figure] < start[figure]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_wrong_problem_is_refused_at_the_door(name):
+    method = make(name)
+    nothing = fl.LinearSystem(torch.eye(2), torch.ones(2))
+    with pytest.raises((WrongProblem, MissingOracle), match=rf"{type(method).__name__}.*linear-system"):
+        fl.solve(nothing, method, fl.Budget(steps=1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_says_what_it_is(name):
+    method = make(name)
+    assert type(method).__name__ in repr(method)
+    assert registry.method(name).space is not None if name != "train" else True
