@@ -1,0 +1,64 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import fallline as fl
+from fallline import problems
+from fallline.core import tree
+from fallline.core.errors import UnknownName
+
+
+@pytest.mark.parametrize("name", problems.names())
+def test_every_problem_says_what_it_is_and_can_be_descended(name):
+    generators = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    make = problems.makers()[name]
+    problem = make(0)
+    assert problem.budget is not None and problem.name == name
+    assert (getattr(make, "func", make).__doc__ or problems.cutest.__doc__).strip()
+    again, other = make(0), make(1)
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(problem.x0), tree.leaves(again.x0), strict=True))
+    assert random.getstate() == generators[0]
+    assert (np.random.get_state()[1] == generators[1]).all() and torch.equal(torch.get_rng_state(), generators[2])
+    start = problem.observe(problem.x0)
+    assert start == again.observe(again.x0)
+    assert other.name == name
+    if "best_value" in problem.facts:
+        assert start["value"] > problem.facts["best_value"]
+    if problem.has("gradient"):
+        small = 0.003 if "cutest" in name else 0.01
+        end = problem.observe(fl.solve(problem, fl.Train(torch.optim.Adam, lr=small), fl.Budget(steps=15)).x)
+        first = next(iter(start))
+        assert end[first] < start[first]
+
+
+def test_best_values_are_stationary():
+    logistic = problems.logistic()
+    found = fl.minimize(logistic._oracles["value"], logistic.x0, tol=1e-10)
+    assert found.success and found.fun == pytest.approx(logistic.facts["best_value"], abs=1e-12)
+    squares = problems.least_squares(condition=1e4)
+    assert float(tree.norm(squares.gradient(squares.facts["solution"]))) < 1e-10
+    eigenvalues = torch.linalg.eigvalsh(squares.hessian(squares.x0))
+    assert float(eigenvalues[-1] / eigenvalues[0]) == pytest.approx(1e4, rel=1e-6)
+    assert float(eigenvalues[-1]) == pytest.approx(squares.facts["L"])
+
+
+@pytest.mark.parametrize("name", ["BEALE", "HELIX", "POWELLSG", "DIXMAANA1"])
+def test_known_minima_of_the_collection_are_reached(name):
+    problem = problems.cutest(name)(0)
+    result = fl.solve(problem, fl.solvers.LazyCubicNewton(period=1), fl.Budget(steps=300), tol=1e-8)
+    assert result.fun == pytest.approx(problem.facts["best_value"], abs=1e-6)
+
+
+def test_names_are_suggested():
+    with pytest.raises(UnknownName, match="digits-mlp"):
+        problems.make("digit-mlp")
+    with pytest.raises(ValueError, match="BEALE"):
+        problems.cutest("BEAL")
+
+
+@pytest.mark.parametrize("make", [lambda: problems.least_squares(condition=0.5), lambda: problems.rosenbrock(d=1)])
+def test_bad_parameters_are_refused(make):
+    with pytest.raises(ValueError, match="got"):
+        make()
