@@ -43,8 +43,8 @@ def problem_for(method, at=None):
     if "values" in method.needs:
         fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
         return fl.BlackBox(fun, x0, vectorized=True), (fun,)
-    scale = torch.linspace(1, 3, 4, dtype=torch.float64)
-    fun = Spoiled(lambda x: torch.cosh(scale * (x - target)).sum(), at)
+    scale = torch.linspace(1, 2, 4, dtype=torch.float64)
+    fun = Spoiled(lambda x: torch.log(torch.cosh(scale * (x - target))).sum() + 0.01 * (x**2).sum(), at)
     return fl.Smooth(fun, x0), (fun,)
 
 

@@ -90,7 +90,7 @@ class _Penalty(Method):
         difference = tree.sub(estimate("lower in x at y", lower(0), (x, y)), estimate("lower in x at z", lower(0), (x, z)))
         x_gradient = tree.axpy(lam, difference, estimate("upper in x", upper(0), (x, y)))
         x = tree.axpy(-self.xi * alpha, x_gradient, x)
-        return {"x": x, "y": y, "z": z, "k": state["k"] + 1, "key": state["key"], "gap": tree.norm(x_gradient), "memory": memory}
+        return {**state, "x": x, "y": y, "z": z, "k": state["k"] + 1, "gap": tree.norm(x_gradient), "memory": memory}
 
     def _estimator(self, drawn: Problem, memory: dict[str, Tree], k: int) -> Gradients:
         raise NotImplementedError

@@ -31,7 +31,7 @@ PAPER = Paper(
 
 
 class Toy:
-    """A quadratic lower level G = ½(y − Bx)ᵀA(y − Bx) and a quartic upper level F = Σ(y − c)⁴/40 + |x|²/20; exact answers known.
+    """G = ½(y − Bx)ᵀA(y − Bx) below, the quartic F = Σ(y − c)⁴/40 + |x|²/20 above; exact answers known.
 
     F is flatter than G is curved: the theory's 1/λ begins at λ = 2 L_F / μ_G, which has to be near 1 for λ in 1 … 10⁴ to show it.
     """
@@ -88,7 +88,8 @@ def bias(scale: Scale, seed: int) -> Evidence:
         toy = Toy(s)
         curve = np.array([float((toy.penalty_gradient(toy.x0, lam) - toy.hypergradient(toy.x0)).norm()) for lam in lams])
         slopes.append(slope(lams, curve))
-    return Evidence([between("slope of log bias against log λ", slopes, -1.15, -0.85)], curves={"bias against λ": (list(lams), list(curve))})
+    return Evidence([between("slope of log bias against log λ", slopes, -1.15, -0.85)],
+                    curves={"bias against λ": (list(lams), list(curve))})
 
 
 def squared_norms(toy: Toy, method: F2SA, steps: int) -> np.ndarray:

@@ -74,9 +74,7 @@ def orthonormalize(A: Tensor) -> Tensor:
         If A has fewer rows than columns.
     """
     if A.ndim < 2 or A.shape[-2] < A.shape[-1]:
-        raise ValueError(
-            f"A must have shape (..., m, n) with m >= n, got {tuple(A.shape)}; orthonormalize rows through A.mT"
-        )
+        raise ValueError(f"A must have shape (..., m, n) with m >= n, got {tuple(A.shape)}; orthonormalize rows through A.mT")
     columns = _at_least_float32(A)
     nonzero = (columns != 0).any(dim=-2)
     # QR completes a zero column by an arbitrary direction and takes that direction out of all later columns,

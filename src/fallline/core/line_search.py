@@ -12,10 +12,13 @@ Source: J. Nocedal and S. J. Wright, *Numerical Optimization*, 2nd edition, sect
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["LineSearch", "backtracking", "strong_wolfe"]
+
+_PRECISION = 2 * sys.float_info.epsilon
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def strong_wolfe(
         raise ValueError(f"c1 and c2 must satisfy 0 < c1 < c2 < 1, got c1={c1}, c2={c2}; 1e-4 and 0.9 are typical")
     if not max_step > 0:
         raise ValueError(f"max_step must be > 0, got {max_step}")
-    search = _Search(function, _Point(0.0, float(value), float(slope)), c1, c2, rounding * abs(value), max_evaluations)
+    search = _Search(function, _Point(0.0, float(value), float(slope)), c1, c2, rounding, max_evaluations)
     return search.run(min(step, max_step), max_step)
 
 
@@ -164,12 +167,12 @@ class _Search:
         start: _Point,
         c1: float,
         c2: float,
-        slack: float,
+        rounding: float,
         max_evaluations: int,
     ) -> None:
         self.function = function
         self.start = start
-        self.c1, self.c2, self.slack = c1, c2, slack
+        self.c1, self.c2, self.rounding = c1, c2, rounding
         self.left = self.max_evaluations = max_evaluations
 
     def run(self, step: float, max_step: float) -> LineSearch:
@@ -199,7 +202,8 @@ class _Search:
             if step in (low.step, high.step):
                 return self.result(low, False, "the interval has shrunk to rounding")
             trial = self.evaluate(step)
-            if not self.decreases(trial) or trial.value >= low.value + self.slack:
+            # Where values differ by rounding alone, the slope decides on which side the minimiser is.
+            if not self.decreases(trial) or trial.value > low.value + self.noise(low, trial):
                 high = trial
                 continue
             if self.flat(trial):
@@ -215,8 +219,11 @@ class _Search:
         return _Point(step, float(value), float(slope))
 
     def decreases(self, point: _Point) -> bool:
-        bound = self.start.value + self.c1 * point.step * self.start.slope + self.slack
+        bound = self.start.value + self.c1 * point.step * self.start.slope + self.rounding * abs(self.start.value)
         return point.finite and point.value <= bound
+
+    def noise(self, a: _Point, b: _Point) -> float:
+        return max(self.rounding, _PRECISION) * max(abs(a.value), abs(b.value))
 
     def flat(self, point: _Point) -> bool:
         return abs(point.slope) <= self.c2 * abs(self.start.slope)
@@ -224,15 +231,17 @@ class _Search:
     def result(self, point: _Point, success: bool, message: str) -> LineSearch:
         return LineSearch(point.step, point.value, point.slope, self.max_evaluations - self.left, success, message)
 
-    @staticmethod
-    def _between(low: _Point, high: _Point, bisect: bool) -> float:
+    def _between(self, low: _Point, high: _Point, bisect: bool) -> float:
         length = high.step - low.step
         if not high.finite:
             return low.step + 0.1 * length
         if bisect:
             return low.step + 0.5 * length
+        if low.slope * high.slope < 0 and abs(high.value - low.value) <= self.noise(low, high):
+            fraction = low.slope / (low.slope - high.slope)
+        else:
+            fraction = (_cubic_minimiser(low, high) - low.step) / length
         # At least a tenth of the interval from its ends, so that it shrinks.
-        fraction = (_cubic_minimiser(low, high) - low.step) / length
         return low.step + min(max(fraction, 0.1), 0.9) * length
 
 

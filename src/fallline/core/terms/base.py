@@ -1,0 +1,129 @@
+"""The proximal map, which a term offers in place of a gradient.
+
+    prox_{t f}(x) = argmin_z f(z) + ‖z - x‖² / (2 t)
+
+Moreau's identity turns it into that of the convex conjugate f*: prox_{t f*}(x) = x - t prox_{f/t}(x/t).
+
+Source: N. Parikh and S. Boyd, *Proximal Algorithms*, Found. Trends Optim. 1 (2014) 127.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["Scaled", "Term", "Zero"]
+
+
+class Term(abc.ABC):
+    """A function of one tensor with a closed-form proximal map.
+
+    Multiply by a number to scale: ``0.1 * L1()``.
+
+    Attributes
+    ----------
+    weak_convexity : float
+        ρ >= 0 such that f + ρ/2 ‖x‖² is convex: 0 for a convex f. The proximal map is unique for steps below 1/ρ.
+    """
+
+    weak_convexity: float = 0.0
+
+    @abc.abstractmethod
+    def value(self, x: Tensor) -> Tensor:
+        """Return f(x) as a 0-d tensor, summed over the batch where the term acts on slices of x."""
+
+    def prox(self, x: Tensor, step: float | Tensor) -> Tensor:
+        """Return argmin_z f(z) + ‖z - x‖² / (2 step).
+
+        Parameters
+        ----------
+        x : Tensor
+            Any floating dtype.
+        step : float or Tensor
+            A number >= 0 below ``1 / weak_convexity``, or a 0-d tensor (trusted, so that nothing waits for a device).
+        """
+        self._check_step(step)
+        return self._prox(x, step)
+
+    def conjugate_prox(self, x: Tensor, step: float | Tensor) -> Tensor:
+        """Return the proximal map of step times the convex conjugate f*, by Moreau's identity. Needs step > 0."""
+        if self.weak_convexity > 0:
+            raise ValueError(f"{self!r} is not convex: Moreau's identity does not hold")
+        if not isinstance(step, Tensor) and not step > 0:
+            raise ValueError(f"step must be a finite number > 0 for a conjugate, got {step}")
+        return x - step * self.prox(x / step, 1 / step)
+
+    @abc.abstractmethod
+    def _prox(self, x: Tensor, step: float | Tensor) -> Tensor: ...
+
+    def _check_step(self, step: float | Tensor) -> None:
+        if isinstance(step, Tensor):
+            return
+        if not (math.isfinite(step) and step >= 0):
+            raise ValueError(f"step must be a finite number >= 0, got {step}")
+        if step * self.weak_convexity >= 1:
+            raise ValueError(
+                f"step must be below 1 / weak_convexity = {1 / self.weak_convexity:g} for {self!r}, got {step}: "
+                "from there on the minimiser that defines the proximal map is not unique"
+            )
+
+    def __rmul__(self, factor: float) -> Term:
+        return Scaled(factor, self)
+
+
+class Zero(Term):
+    """f = 0."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return 0."""
+        return x.new_zeros(())
+
+    def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
+        return x
+
+    def __repr__(self) -> str:
+        return "Zero()"
+
+
+class Scaled(Term):
+    """c f with c > 0: its proximal map with step t is that of f with step c t."""
+
+    def __init__(self, factor: float, term: Term) -> None:
+        if not (math.isfinite(factor) and factor > 0):
+            raise ValueError(f"factor must be a finite number > 0, got {factor}; use Zero() for none")
+        self.factor = float(factor)
+        self.term = term
+        self.weak_convexity = self.factor * term.weak_convexity
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return c f(x)."""
+        return self.factor * self.term.value(x)
+
+    def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
+        return self.term.prox(x, self.factor * step)
+
+    def __repr__(self) -> str:
+        return f"{self.factor:g} * {self.term!r}"
+
+
+def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return sign(x) max(|x| - threshold, 0), entry by entry."""
+    return x.sign() * (x.abs() - threshold).clamp(min=0)
+
+
+def shrink_norm(x: Tensor, norms: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return max(1 - threshold / norms, 0) x, and 0 where the norm is 0."""
+    outside = norms > threshold
+    # The inner where keeps the unused branch finite, so that its gradient is 0 and not NaN.
+    factor = torch.where(outside, 1 - threshold / torch.where(outside, norms, 1.0), 0.0)
+    return factor * x
+
+
+def check_weight(name: str, weight: float) -> float:
+    """Return the weight as a float, or say that it must be a finite number >= 0."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
+    return float(weight)

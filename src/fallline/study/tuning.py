@@ -1,0 +1,122 @@
+"""Which settings of a method are tried: rounds of settings, each asked for when the one before it has been scored.
+
+A space of choices with no more settings than trials is gone through whole. Otherwise the first half of the trials (at least
+one) are points of a scrambled Halton sequence, spread evenly over the space, and the rest come from Optuna's TPE in rounds of
+four. Rounds make tuning reproducible: what is asked depends on the scores of whole rounds, never on which worker was faster,
+so a run that is continued asks for the same settings again and finds them stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fallline.core.space import Choice, Integers, LogUniform, Range
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+ROUND = 4
+Setting = dict[str, Any]
+
+
+def planned(space: Mapping[str, Range], tune: int) -> int:
+    """How many settings `rounds` will ask for."""
+    size = _grid_size(space)
+    return min(tune, size) if size is not None else tune
+
+
+def _grid_size(space: Mapping[str, Range]) -> int | None:
+    """How many settings a space of choices holds; None for a space that is not finite."""
+    sizes = [len(range_.options) if isinstance(range_, Choice) else None for range_ in space.values()]
+    return math.prod(size for size in sizes if size is not None) if None not in sizes else None
+
+
+def rounds(space: Mapping[str, Range], tune: int, seed: int) -> Generator[list[Setting], Sequence[float], None]:
+    """Yield rounds of settings; send back the scores of each, smaller being better, ``inf`` for a divergent one.
+
+    Parameters
+    ----------
+    space
+        Name to range. An empty space has one setting, ``{}``.
+    tune
+        How many settings in all, at least 1.
+    seed
+        Of the Halton sequence and of TPE.
+    """
+    size = _grid_size(space)
+    if size is not None and size <= tune:
+        options = [range_.options for range_ in space.values() if isinstance(range_, Choice)]
+        yield [dict(zip(space, setting, strict=True)) for setting in itertools.product(*options)]
+        return
+    first = _evenly(space, max(1, math.ceil(tune / 2)), seed)
+    scores = yield first
+    if tune > len(first):
+        yield from _refined(space, list(zip(first, scores, strict=True)), tune, seed)
+
+
+def _evenly(space: Mapping[str, Range], count: int, seed: int) -> list[Setting]:
+    import numpy as np
+    from scipy.stats import qmc
+
+    points = qmc.Halton(len(space), rng=np.random.default_rng(seed)).random(count)
+    return [
+        {name: _at(range_, float(u)) for (name, range_), u in zip(space.items(), point, strict=True)} for point in points
+    ]
+
+
+def _at(range_: Range, u: float) -> Any:
+    """The value at the fraction ``u`` in [0, 1) of a range."""
+    if isinstance(range_, Choice):
+        return range_.options[int(u * len(range_.options))]
+    if isinstance(range_, LogUniform):
+        return range_.low * (range_.high / range_.low) ** u
+    if isinstance(range_, Integers):
+        if range_.log:
+            return min(range_.high, int(range_.low * ((range_.high + 1) / range_.low) ** u))
+        return range_.low + int(u * (range_.high - range_.low + 1))
+    return range_.low + u * (range_.high - range_.low)
+
+
+def _refined(
+    space: Mapping[str, Range], scored: list[tuple[Setting, float]], tune: int, seed: int
+) -> Generator[list[Setting], Sequence[float], None]:
+    import optuna
+
+    distributions = {name: _distribution(range_) for name, range_ in space.items()}
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    optuna.logging.set_verbosity(level)
+    for setting, score in scored:
+        params = _encoded(space, setting)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+    left = tune - len(scored)
+    while left > 0:
+        asked = [study.ask(distributions) for _ in range(min(ROUND, left))]
+        scores = yield [_decoded(space, trial.params) for trial in asked]
+        for trial, score in zip(asked, scores, strict=True):
+            study.tell(trial, score)
+        left -= len(asked)
+
+
+def _distribution(range_: Range) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(range_, Choice):
+        return CategoricalDistribution(list(range(len(range_.options))))
+    if isinstance(range_, Integers):
+        return IntDistribution(range_.low, range_.high, log=range_.log)
+    return FloatDistribution(range_.low, range_.high, log=isinstance(range_, LogUniform))
+
+
+def _encoded(space: Mapping[str, Range], setting: Setting) -> Setting:
+    """A setting as Optuna keeps it: a choice by its index, so that an option may be any object."""
+    return {n: r.options.index(setting[n]) if isinstance(r, Choice) else setting[n] for n, r in space.items()}
+
+
+def _decoded(space: Mapping[str, Range], params: Mapping[str, Any]) -> Setting:
+    return {n: r.options[params[n]] if isinstance(r, Choice) else params[n] for n, r in space.items()}

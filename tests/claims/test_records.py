@@ -1,0 +1,156 @@
+"""Discovery, evidence files, contradictions, pages; on a package of papers made for the purpose."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fallline.claims import (
+    Scale,
+    Verdict,
+    check,
+    contradictions,
+    evidence_path,
+    load,
+    papers,
+    read,
+    record,
+    slugs,
+    stale,
+)
+from fallline.claims import _checking as checking
+from fallline.claims._pages import gallery, papers_table, with_table
+from fallline.core.errors import UnknownName
+
+MODULE = '''
+from fallline.claims import Evidence, Paper, Scale, at_most, claim, recorded
+
+PAPER = Paper(slug="steep-path", title="A | path", arxiv="2301.00001", year=2023, room="optim",
+              methods=("optim.Lion",), headline="steeper")
+LIMIT = 2.0
+
+@claim("the path is at most two long")
+def length(scale: Scale, seed: int) -> Evidence:
+    long = [1.0 + seed, 1.5 + seed, float("nan") if seed > 90 else 1.2 + seed]
+    return Evidence([at_most("length", long, LIMIT), recorded("scale is full", float(scale is Scale.FULL))],
+                    curves={"path": (range(500), [float("inf")] * 500)}, notes="short")
+
+@claim("the other path is at most two long")
+def other(scale: Scale, seed: int) -> Evidence:
+    if seed == 13:
+        raise RuntimeError("a black cat")
+    return Evidence([at_most("other length", 1.0, LIMIT)])
+'''
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "papers_for_tests"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "_machinery.py").touch()
+    (folder / "steep_path.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checking, "PACKAGE", "papers_for_tests")
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("papers_for_tests")]:
+        del sys.modules[name]
+
+
+def test_papers_are_found_by_their_modules() -> None:
+    assert slugs() == ["steep-path"]
+    paper, claims = load("steep-path")
+    assert [paper] == list(papers()) and [claim.name for claim in claims] == ["length", "other"]
+    with pytest.raises(UnknownName, match="did you mean 'steep-path'"):
+        load("step-path")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('slug="steep-path"', 'slug="flat-path"'), ("PAPER =", "CARD ="), ("@claim", "(lambda text: lambda f: f)")]
+)
+def test_a_module_that_is_no_paper_is_refused(package: Path, old: str, new: str) -> None:
+    (package / "steep_path.py").write_text(MODULE.replace(old, new))
+    with pytest.raises(TypeError, match="must define"):
+        load("steep-path")
+
+
+def test_a_claim_that_raises_is_an_error_and_not_a_verdict(tmp_path: Path) -> None:
+    result = check("steep-path", seed=13)
+    assert result.verdict is None and "a black cat" in result.errors["other"]
+    assert result.claims[0].evidence is not None
+    with pytest.raises(ValueError, match="raised"):
+        record(result, tmp_path)
+    assert not evidence_path("steep-path", folder=tmp_path).exists()
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    for scale in Scale:
+        result = check("steep-path", scale, seed=0)
+        path = record(result, tmp_path / "evidence")
+        found = read("steep-path", scale, tmp_path / "evidence")
+        assert found is not None and found.verdict is result.verdict is Verdict.HOLDS
+        assert [f for c in found.claims for f in c.evidence.figures] == list(result.figures)
+        assert len(found.claims[0].evidence.curves["path"][0]) == 80
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert sorted(f.name for f in (tmp_path / "evidence").iterdir()) == ["steep-path.full.json", "steep-path.json"]
+
+
+def test_values_that_are_not_finite_survive_the_file(tmp_path: Path) -> None:
+    record(check("steep-path", seed=99), tmp_path)
+    found = read("steep-path", folder=tmp_path)
+    assert found is not None and math.isnan(found.claims[0].evidence.figures[0].measured[2])
+
+
+def test_an_edited_file_is_refused(tmp_path: Path) -> None:
+    path = record(check("steep-path", seed=50), tmp_path)
+    path.write_text(path.read_text().replace('"does not hold here"', '"holds"'))
+    with pytest.raises(ValueError, match="never edited"):
+        read("steep-path", folder=tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not evidence"):
+        read("steep-path", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recorded_at", "run_at", "contradicts"),
+    [(0, 0, 0), (0, 50, 1), (50, 0, 1), (0.7, 0, 0), (0.7, 50, 0), (50, 0.7, 0), (50, 50, 0)],
+)
+def test_only_a_flipped_figure_contradicts(tmp_path: Path, recorded_at: int, run_at: int, contradicts: int) -> None:
+    record(check("steep-path", seed=recorded_at), tmp_path)
+    found = read("steep-path", folder=tmp_path)
+    assert found is not None and len(contradictions(found, check("steep-path", seed=run_at))) == contradicts
+
+
+def test_a_changed_statement_or_figure_is_noticed(tmp_path: Path, package: Path) -> None:
+    record(check("steep-path"), tmp_path)
+    found = read("steep-path", folder=tmp_path)
+    assert found is not None and stale(found, load("steep-path")[1]) == []
+    del sys.modules["papers_for_tests.steep_path"]
+    changed = MODULE.replace("is at most two long", "is at most two miles long").replace('"length"', '"miles"')
+    (package / "steep_path.py").write_text(changed)
+    assert len(stale(found, load("steep-path")[1])) == 2
+    assert len(contradictions(found, check("steep-path"))) == 2
+
+
+def test_pages_say_what_is_recorded(tmp_path: Path) -> None:
+    found = list(papers())
+    assert "not recorded" in papers_table(found, tmp_path)
+    record(check("steep-path", seed=50), tmp_path)
+    table, page = papers_table(found, tmp_path), gallery(found, tmp_path)
+    row = "| `steep-path` | [A \\| path](https://arxiv.org/abs/2301.00001) | `optim` | `optim.Lion` | holds in part |"
+    assert table.splitlines()[-1] == row
+    assert "the path is at most two long" in page and "51.2 (51 to 51.5 over 3 seeds)" in page and "`<= 2`" in page
+    assert "**fails**" in page and "steeper" in page
+
+
+def test_the_table_replaces_what_stood_between_its_marks() -> None:
+    text = with_table("top\n<!-- papers -->old<!-- /papers -->\nend", "new \\1")
+    assert text == "top\n<!-- papers -->\nnew \\1\n<!-- /papers -->\nend"
+    assert with_table(text, "new \\1") == text
+    with pytest.raises(ValueError, match="papers"):
+        with_table("no marks", "new")

@@ -1,0 +1,223 @@
+"""The run machinery: fair, reproducible, stored, never run twice, whatever dies."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from descent_problem import problem
+from sides import ADAM, PROBLEM, SGD, SLOW, WILD, Notes, dying_sgd, unlucky_sgd
+
+from fallline.core.budget import Budget
+from fallline.core.constructors import BlackBox, Smooth
+from fallline.core.errors import FalllineError, MissingOracle, UnknownName
+from fallline.core.space import LogUniform
+from fallline.study import Contender, Memory, StudyError, runs
+
+
+def outcome(table: object) -> list[object]:
+    return [(dict(side.setting), side.values, [r.score for r in side.tuning]) for side in table.sides]  # type: ignore[attr-defined]
+
+
+def test_workers_do_not_change_what_comes_out() -> None:
+    one = runs(PROBLEM, [SGD, ADAM], tune=7, seeds=2, workers=1)
+    two = runs(PROBLEM, [SGD, ADAM], tune=7, seeds=2, workers=2)
+    assert outcome(one) == outcome(two)
+    assert [len(side.tuning) for side in one.sides] == [7, 7]
+
+
+def test_the_best_setting_is_run_at_seeds_that_were_not_tuned_on() -> None:
+    side = runs(PROBLEM, [SGD], tune=5, seeds=3, tuning_seeds=2).sides[0]
+    tuned, fresh = {r.seed for r in side.tuning}, {r.seed for r in side.evaluations}
+    assert (tuned, fresh) == ({0, 1}, {2, 3, 4})
+    sums: dict[float, float] = {}
+    for r in side.tuning:
+        sums[r.hyperparameters["lr"]] = sums.get(r.hyperparameters["lr"], 0.0) + r.score
+    assert side.setting["lr"] == min(sums, key=sums.__getitem__)
+    assert all(r.hyperparameters == side.setting for r in side.evaluations)
+
+
+def test_records_hold_the_whole_run() -> None:
+    record = runs(PROBLEM, [SGD], tune=1, seeds=1).sides[0].evaluations[0]
+    assert record.metric == "gap" and record.steps == 30 and record.counts["gradients"] == 30
+    assert record.start == pytest.approx(problem(1).observe(problem(1).x0)["gap"])
+    assert record.curve["step"][0] == 0 and record.curve["step"][-1] == 30
+    assert record.curve["value"][0] == pytest.approx(record.start) and record.curve["value"][-1] == record.value
+    assert record.curve["oracle calls"][-1] == 30
+    assert set(record.versions) == {"fallline", "torch", "python"}
+
+
+def test_what_is_stored_is_not_run_again_and_more_of_it_is_only_added(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'trials.sqlite'}"
+    first, second, third = Notes(), Notes(), Notes()
+    one = runs(PROBLEM, [SGD], tune=6, seeds=2, storage=url, watcher=first)
+    two = runs(PROBLEM, [SGD], tune=6, seeds=2, storage=url, watcher=second)
+    runs(PROBLEM, [SGD, ADAM], tune=6, seeds=3, storage=url, watcher=third)
+    assert outcome(one) == outcome(two)
+    assert (len(first.run), len(second.run), len(second.stored)) == (8, 0, 8)
+    assert len(third.stored) == 8 and len(third.run) == third.total - 8
+
+
+def test_another_input_is_another_trial() -> None:
+    def ids(**changes: object) -> set[str]:
+        arguments = {"problem": PROBLEM, "methods": [SGD], "tune": 0, "seeds": 1} | changes
+        return {record.id for record in runs(**arguments).records}  # type: ignore[arg-type]
+
+    base = ids()
+    assert base == ids()
+    fixed = replace(SGD, fixed={"momentum": 0.5})
+    for changed in (ids(seed=5), ids(budget=Budget(steps=31)), ids(methods=[ADAM]), ids(methods=[fixed]), ids(problem=problem)):
+        assert not base & changed
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "trials.sqlite"
+    script = Path(__file__).with_name("killed_run.py")
+    process = subprocess.Popen([sys.executable, str(script), f"sqlite:///{file}"], env=os.environ)
+    finished = 0
+    while finished < 3 and process.poll() is None:
+        time.sleep(0.05)
+        finished = len(stored_ids(file))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = set(stored_ids(file))
+    notes = Notes()
+    table = runs(PROBLEM, [SLOW], tune=10, seeds=4, storage=f"sqlite:///{file}", watcher=notes)
+    assert 3 <= len(kept) < notes.total
+    assert kept <= set(notes.stored) and not kept & set(notes.run)
+    assert len(notes.stored) + len(notes.run) == notes.total == len(stored_ids(file)) == 14
+    assert outcome(table) == outcome(runs(PROBLEM, [SLOW], tune=10, seeds=4))
+
+
+def stored_ids(file: Path) -> list[str]:
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            return [id for (id,) in connection.execute("select id from fallline_trials")]
+    except sqlite3.OperationalError:
+        return []
+
+
+def test_a_dead_worker_loses_nothing(tmp_path: Path) -> None:
+    flag = {"flag": str(tmp_path / "flag")}
+    side = Contender("dying", factory=dying_sgd, fixed=flag, space={"lr": LogUniform(1e-3, 0.1)})
+    found = runs(PROBLEM, [side], tune=4, seeds=1, workers=2).sides[0]
+    assert [r.status for r in (*found.tuning, *found.evaluations)] == ["finished"] * 5
+
+
+def test_a_trial_that_kills_every_worker_is_an_error_and_the_others_go_on(tmp_path: Path) -> None:
+    fixed = {"flag": str(tmp_path / "flag"), "always": True}
+    side = Contender("dying", factory=dying_sgd, fixed=fixed, space={"lr": LogUniform(1e-3, 0.1)})
+    table = runs(PROBLEM, [side, SGD], tune=1, seeds=1, workers=2)
+    assert {r.status for r in table["dying"].evaluations} == {"error"}
+    assert "exit code 9" in table["dying"].evaluations[0].message
+    assert {r.status for r in table["sgd"].evaluations} == {"finished"}
+
+
+def test_divergent_trials_are_kept_with_the_worst_score() -> None:
+    side = runs(PROBLEM, [WILD], tune=8, seeds=2).sides[0]
+    assert {r.hyperparameters["lr"]: r.status for r in side.tuning} == {0.05: "finished", 1e6: "divergent"}
+    assert side.setting == {"lr": 0.05}
+    assert max(r.score for r in side.tuning) == math.inf
+
+
+def test_ending_above_the_start_is_divergence() -> None:
+    rising = Contender("rising", factory=torch.optim.SGD, fixed={"lr": 1e-3, "maximize": True}, space={})
+    assert runs(PROBLEM, [rising], seeds=1).sides[0].evaluations[0].status == "divergent"
+
+
+def test_what_raises_is_recorded_and_tried_again() -> None:
+    storage, again = Memory(), Notes()
+    side = Contender("unlucky", factory=unlucky_sgd, space={"lr": LogUniform(1e-3, 1.0)})
+    found = runs(PROBLEM, [side], tune=8, seeds=1, storage=storage).sides[0]
+    raised = [r for r in found.tuning if r.status == "error"]
+    assert raised and all("out of luck" in r.message and r.score == math.inf for r in raised)
+    assert len(found.tuning) == 8 and side.space is not None
+    runs(PROBLEM, [side], tune=8, seeds=1, storage=storage, watcher=again)
+    assert set(again.run) == {r.id for r in raised}
+
+
+def test_nothing_to_tune_is_not_tuned() -> None:
+    fixed = replace(SGD, space={}, fixed={"lr": 0.05})
+    side = runs(PROBLEM, [fixed], tune=8, seeds=2).sides[0]
+    assert side.tuning == () and len(side.evaluations) == 2
+
+
+def test_a_problem_made_on_the_spot_runs_here_and_is_refused_by_workers() -> None:
+    here = Smooth(lambda x: (x**2).sum(), torch.ones(3), name="bowl")
+    assert runs(here, [SGD], tune=2, seeds=1, budget=Budget(steps=10)).metric == "value"
+    with pytest.raises(StudyError, match="workers=1"):
+        runs(here, [SGD], tune=2, seeds=1, budget=Budget(steps=10), workers=2)
+
+
+def test_budgets_of_counts_and_seconds_are_spent_alike() -> None:
+    table = runs(PROBLEM, [SGD, ADAM], tune=2, seeds=1, budget=Budget(gradients=17))
+    assert {record.counts["gradients"] for record in table.records} == {17}
+    assert all(len(record.curve["step"]) >= 17 for record in table.records)
+    timed = runs(PROBLEM, [SGD], tune=1, seeds=1, budget=Budget(seconds=0.02), workers=2).records
+    assert all(record.seconds >= 0.02 and record.status == "finished" for record in timed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"problem": "no/such_file.py"}, "no/such_file.py.*does not exist"),
+        ({"methods": []}, "methods"),
+        ({"methods": [SGD, SGD]}, "sgd.*twice"),
+        ({"metric": "accuracy"}, "accuracy.*gap"),
+        ({"tune": -1}, "tune.*-1"),
+        ({"seeds": 0}, "seeds.*0"),
+        ({"workers": 0}, "workers.*0"),
+        ({"storage": "postgresql://me:secret@nowhere.invalid/x"}, "nowhere.invalid"),
+        ({"storage": "sqlite:////no/such/folder/trials.sqlite"}, "no/such/folder"),
+        ({"storage": "trials"}, "'trials'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments: dict[str, object], said: str) -> None:
+    notes = Notes()
+    with pytest.raises(FalllineError, match=said) as caught:
+        runs(**({"problem": PROBLEM, "methods": [SGD], "watcher": notes} | arguments))  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value) and not notes.run
+
+
+def test_no_budget_is_refused() -> None:
+    with pytest.raises(StudyError, match="no budget"):
+        runs(Smooth(lambda x: (x**2).sum(), torch.ones(3)), [SGD])
+
+
+def test_a_method_that_does_not_fit_is_refused_at_the_door() -> None:
+    notes = Notes()
+    values_only = BlackBox(lambda x: (x**2).sum(), torch.ones(3))
+    with pytest.raises(MissingOracle):
+        runs(values_only, [replace(SGD, factory=NewtonLike)], budget=Budget(steps=3), watcher=notes)
+    assert not notes.run
+
+
+def NewtonLike(lr: float) -> object:
+    """A method with needs, of the library's own."""
+    from fallline.core.method import Method
+
+    class Needy(Method):
+        needs = ("hessian",)
+
+    return Needy()
+
+
+def test_an_unknown_method_gets_suggestions() -> None:
+    with pytest.raises(UnknownName, match="lazy-newton"):
+        runs(PROBLEM, ["lazy-newtn"])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    runs(PROBLEM, [SGD], tune=5, seeds=1)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,137 @@
+"""The command line: what it prints, what it writes, and one clear line when the question is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fallline import claims
+from fallline.cli import main
+
+PROBLEM = str(Path(__file__).parent / "study" / "descent_problem.py")
+METHODS = "lazy-newton,lazy-cubic-newton"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fallline", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return int(exit.value.code or 0)
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str, problem: str = PROBLEM) -> int:
+    effort = ("--tune", "2", "--seeds", "2", "--workers", "1", "--budget", "steps=5", "--out", str(folder))
+    return run(monkeypatch, "compare", problem, *("--methods", METHODS) * ("--methods" not in more), *effort, *more)
+
+
+def test_compare_writes_report_picture_and_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert compare(monkeypatch, tmp_path) == 0
+    first = capsys.readouterr()
+    assert "lazy-newton" in first.out and "report.html" in first.out and "8/8" in first.err
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "leaderboard.svg", "trials.sqlite"}
+    assert compare(monkeypatch, tmp_path, "--json") == 0
+    second = capsys.readouterr()
+    found = json.loads(second.out)
+    assert [row["rank"] for row in found["leaderboard"]] == [1, 2] and second.err == ""
+    assert found["report"] == str(tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--methods", "lazy-newtn"), "did you mean 'lazy-newton'"),
+        (("--budget", "steps"), "--budget must be NAME=NUMBER, got 'steps'"),
+        (("--budget", "steps=0"), "steps must be a positive number"),
+        (("--storage", "postgresql://u:secret@nowhere.invalid/db"), "nowhere.invalid"),
+        (("--out", "{file}/inside"), "cannot be written"),
+        (("--metric", "beauty"), "beauty"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "file").touch()
+    options = [option.format(file=tmp_path / "file") for option in more]
+    assert compare(monkeypatch, tmp_path / "out", *options) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown and shown.count("\n") == 0 and shown.startswith("error: ") and "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        ("import no_such_module_at_all", "no_such_module_at_all"),
+        ("x = 1", "no function `problem`"),
+        ("def problem(seed): return 3", "must return a fallline Problem, got int"),
+        ("def problem(seed): return 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_problem_file_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None, said: str
+) -> None:
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content)
+    assert compare(monkeypatch, tmp_path / "out", problem=str(file)) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown and "mine" in shown and shown.count("\n") == 0
+
+
+def test_papers_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "papers", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["slug"] for row in found] == claims.slugs()
+    assert all(set(row) == {"slug", "title", "room", "methods", "verdict"} for row in found)
+    assert run(monkeypatch, "papers", "--room", "solvers", "--json") == 0
+    assert {row["room"] for row in json.loads(capsys.readouterr().out)} == {"solvers"}
+    assert run(monkeypatch, "papers", "--room", "solvrs") == 2
+    assert "did you mean 'solvers'" in capsys.readouterr().err
+
+
+def test_show_gives_rule_space_and_claims(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "show", "lazy-newton") == 0
+    shown = capsys.readouterr().out
+    paper, stated = claims.load("lazy-newton")
+    assert paper.headline in shown and "Tuned over: M:" in shown
+    assert all(claim.statement in shown for claim in stated)
+    assert run(monkeypatch, "show", "lazy-newtn") == 2
+
+
+def test_check_needs_names_or_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "check") == 2
+    assert run(monkeypatch, "check", "no-such-paper") == 2
+    assert "no-such-paper" in capsys.readouterr().err
+
+
+def test_check_records_and_fails_on_a_contradiction(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    values = {"found": 1.0}
+    paper = claims.load("lazy-newton")[0]
+
+    def measure(scale: claims.Scale, seed: int) -> claims.Evidence:
+        return claims.Evidence([claims.at_most("cost", values["found"], 2.0)])
+
+    stated = (claims.Claim("the cost is at most two", measure),)
+    monkeypatch.setattr("fallline.claims._checking.load", lambda slug: (paper, stated))
+    monkeypatch.setattr("fallline.claims._records.evidence_folder", lambda: tmp_path)
+    assert run(monkeypatch, "check", "lazy-newton", "--record") == 0
+    assert run(monkeypatch, "check", "lazy-newton", "--quick") == 0
+    values["found"] = 3.0
+    assert run(monkeypatch, "check", "lazy-newton") == 1
+    assert "recorded as holds, now fails" in capsys.readouterr().err
+    del values["found"]
+    assert run(monkeypatch, "check", "lazy-newton") == 1
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, fallline, fallline.cli; sys.exit(any(m in sys.modules for m in ('torch', 'optuna', 'plotly')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
