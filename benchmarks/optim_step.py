@@ -1,0 +1,90 @@
+"""Time of one optimizer step, side by side with ``torch.optim.AdamW(fused=True)`` in one run.
+
+    python benchmarks/optim_step.py [--repeats 11] [--threads 2] [--only adamw,lion]
+
+Every row is the ratio of medians over alternating repeats: all contestants take a step in turn, so that a disturbance
+hits them alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and 600 tensors of 1,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import fallline.optim as optim
+
+Shapes = list[tuple[int, ...]]
+
+
+def gpt(blocks: int = 4, width: int = 768, vocabulary: int = 8192, context: int = 512) -> Shapes:
+    """Shapes of a small GPT: 12 tensors a block, two embeddings."""
+    block: Shapes = [(3 * width, width), (3 * width,), (width, width), (width,), (4 * width, width), (4 * width,)]
+    block += [(width, 4 * width), (width,), (width,), (width,), (width,), (width,)]
+    return [(vocabulary, width), (context, width)] + block * blocks
+
+
+MODELS: dict[str, Shapes] = {"35 M in 50 tensors": gpt(), "600 tensors of 1,000": [(1000,)] * 600}
+
+CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
+    "torch AdamW fused": lambda p: torch.optim.AdamW(p, fused=True),
+    "torch AdamW foreach": lambda p: torch.optim.AdamW(p, foreach=True),
+    "adamw": lambda p: optim.AdamW(p),
+    "adamw compiled": lambda p: optim.AdamW(p, compile=True),
+    "adamw compiled, ignore": lambda p: optim.AdamW(p, compile=True, nonfinite="ignore"),
+    "adamw, ignore": lambda p: optim.AdamW(p, nonfinite="ignore"),
+    "lion": lambda p: optim.Lion(p),
+    "lion compiled": lambda p: optim.Lion(p, compile=True),
+}
+
+
+def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
+    """Random parameters with random gradients."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+    return params
+
+
+def race(shapes: Shapes, names: list[str], repeats: int) -> None:
+    """Print one table."""
+    optimizers, seconds = {}, {name: [] for name in names}
+    first = {}
+    for name in names:
+        optimizers[name] = CONTESTANTS[name](parameters(shapes))
+        start = time.perf_counter()
+        optimizers[name].step()
+        first[name] = time.perf_counter() - start
+        optimizers[name].step()
+    for _ in range(repeats):
+        for name in names:
+            start = time.perf_counter()
+            optimizers[name].step()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    for name in names:
+        ratio = medians[name] / medians["torch AdamW fused"]
+        print(f"  {name:26} {ratio:6.2f} x   {1e3 * medians[name]:8.2f} ms   first step {first[name]:6.2f} s")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="comma-separated words; rows that contain none of them are left out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    words = [w for w in options.only.split(",") if w]
+    names = [n for n in CONTESTANTS if n == "torch AdamW fused" or not words or any(w in n for w in words)]
+    for title, shapes in MODELS.items():
+        print(f"{title} ({sum(p.numel() for p in parameters(shapes)):,} parameters)")
+        race(shapes, names, options.repeats)
+
+
+if __name__ == "__main__":
+    main()

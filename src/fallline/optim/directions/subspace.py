@@ -1,0 +1,230 @@
+"""Directions that keep state in a subspace of a matrix, and treat the rest without state.
+
+    P, Pᵀ: project onto a subspace and lift back, chosen anew every ``gap`` steps
+    u = scale · Pᵀ inner(P g) + free_lr_scale · rest(g − Pᵀ P g)
+
+FRUGAL: rest = sign (or the gradient), and the inner state starts anew with each subspace. GaLore: rest = nothing, and the inner
+state stays.
+
+Zmushko et al.: FRUGAL, ICML 2025, arXiv 2411.07837. Zhao et al.: GaLore, ICML 2024, arXiv 2403.03507.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fallline.core.keys import Key
+from fallline.core.linalg import orthonormalize
+from fallline.optim.engine.parts import Direction, Scalars, Tensors
+from fallline.optim.engine.state import State
+
+Rest = Literal["sign", "sgd", "nothing"]
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Which subspace of ``(rows, columns)`` matrices: ``dimension`` of a side or of all entries, from ``density`` or ``rank``."""
+
+    density: float = 0.25
+    rank: int | None = None
+
+    def size(self, whole: int) -> int:
+        """How many of ``whole`` dimensions the subspace has."""
+        return min(self.rank, whole) if self.rank is not None else round(self.density * whole)
+
+    def basis(self, shape: tuple[int, int]) -> State:
+        """Declare what describes the subspace."""
+        raise NotImplementedError
+
+    def coordinates(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        """The shape of a projected matrix."""
+        raise NotImplementedError
+
+    def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
+        """A new basis for every matrix of the batch ``g``."""
+        raise NotImplementedError
+
+    def project(self, g: Tensor, basis: Tensor) -> Tensor:
+        """P g."""
+        raise NotImplementedError
+
+    def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
+        """Pᵀ c, shaped like ``like``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Orthonormal(Projector):
+    """Columns U of the shorter side: c = Uᵀ g (or g U), lifted by U c (or c Uᵀ)."""
+
+    def basis(self, shape: tuple[int, int]) -> State:
+        side = min(shape)
+        return State((side, self.size(side)))
+
+    def coordinates(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        rank = self.size(min(shape))
+        return (rank, shape[1]) if shape[0] <= shape[1] else (shape[0], rank)
+
+    def project(self, g: Tensor, basis: Tensor) -> Tensor:
+        return basis.mT @ g if g.shape[-2] <= g.shape[-1] else g @ basis
+
+    def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
+        return basis @ coordinates if like.shape[-2] <= like.shape[-1] else coordinates @ basis.mT
+
+
+@dataclass(frozen=True)
+class SingularVectors(Orthonormal):
+    """The gradient's top singular vectors (GaLore's choice)."""
+
+    def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
+        side = g if g.shape[-2] <= g.shape[-1] else g.mT
+        u = torch.linalg.svd(side, full_matrices=False).U
+        return u[..., : self.size(side.shape[-2])]
+
+
+@dataclass(frozen=True)
+class RandomDirections(Orthonormal):
+    """Uniformly random orthonormal directions."""
+
+    def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
+        side = min(g.shape[-2:])
+        drawn = [torch.randn(side, self.size(side), dtype=g.dtype, generator=key.generator()) for key in keys]
+        return orthonormalize(torch.stack(drawn).to(g.device))
+
+
+@dataclass(frozen=True)
+class RandomColumns(Projector):
+    """Random whole columns."""
+
+    def basis(self, shape: tuple[int, int]) -> State:
+        return State((self.size(shape[1]),), dtype=torch.int64)
+
+    def coordinates(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        return (shape[0], self.size(shape[1]))
+
+    def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
+        columns = g.shape[-1]
+        drawn = [torch.randperm(columns, generator=key.generator())[: self.size(columns)] for key in keys]
+        return torch.stack(drawn).to(g.device)
+
+    def project(self, g: Tensor, basis: Tensor) -> Tensor:
+        return g.gather(-1, basis.unsqueeze(-2).expand(*g.shape[:-1], -1))
+
+    def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
+        return torch.zeros_like(like).scatter(-1, basis.unsqueeze(-2).expand(coordinates.shape), coordinates)
+
+
+@dataclass(frozen=True)
+class RandomEntries(RandomColumns):
+    """Random entries: columns of the matrix as one long row."""
+
+    def basis(self, shape: tuple[int, int]) -> State:
+        return super().basis((1, shape[0] * shape[1]))
+
+    def coordinates(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        return super().coordinates((1, shape[0] * shape[1]))
+
+    def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
+        return super().choose(g.flatten(1).unsqueeze(1), keys)
+
+    def project(self, g: Tensor, basis: Tensor) -> Tensor:
+        return super().project(g.flatten(1).unsqueeze(1), basis)
+
+    def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
+        return super().lift(coordinates, basis, like.flatten(1).unsqueeze(1)).view(like.shape)
+
+
+PROJECTORS: dict[str, type[Projector]] = {
+    "svd": SingularVectors, "random": RandomDirections, "columns": RandomColumns, "randk": RandomEntries,
+}
+
+
+@dataclass(frozen=True)
+class InSubspace(Direction):
+    """u = scale · Pᵀ inner(P g) + free · rest(g − Pᵀ P g), free being the group's ``free_lr_scale``.
+
+    Parameters
+    ----------
+    projector : Projector
+    inner : Direction
+        An elementwise rule; it sees projected gradients and no parameters.
+    gap : int
+        Steps between subspaces.
+    rest : {"sign", "sgd", "nothing"}
+    restart : bool
+        Whether the inner state and its step count start anew with each subspace.
+    seed : int
+        Of random subspaces.
+    scale : float
+    """
+
+    scope: ClassVar[Literal["elementwise", "matrix"]] = "matrix"
+
+    projector: Projector
+    inner: Direction
+    gap: int = 200
+    rest: Rest = "sign"
+    restart: bool = True
+    seed: int = 0
+    scale: float = 1.0
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        inner_t = (t - 1) % self.gap + 1 if self.restart else t
+        return {**self.inner.coefficients(group, inner_t), "t": float(t), "free": group.get("free_lr_scale", 0.0)}
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        shape = (p.shape[0], p.shape[1])
+        coordinates = torch.empty(self.projector.coordinates(shape), device="meta")
+        declared = self.inner.init(coordinates)
+        inner = {name: State(tuple(coordinates.shape), s.dtype, s.nonnegative, s.initial) for name, s in declared.items()}
+        return {**inner, "basis": self.projector.basis(shape)}
+
+    def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        basis, state = s["basis"], s
+        renewed = int(c.t - 1) % self.gap == 0
+        if renewed:
+            basis = self.projector.choose(g, [Key(self.seed).fold(int(i), int(c.t)) for i in c.indices])
+            if self.restart:
+                state = {name: torch.zeros_like(value) for name, value in s.items()}
+        coordinates = self.projector.project(g, basis)
+        u, new = self.inner(coordinates, coordinates, state, c)
+        update = self.scale * self.projector.lift(u, basis, g)
+        if self.rest != "nothing":
+            rest = g - self.projector.lift(coordinates, basis, g)
+            update = update + c.free * (rest.sign() if self.rest == "sign" else rest)
+        return update, {**new, "basis": basis} if renewed else dict(new)
+
+
+@dataclass(frozen=True)
+class Stateless(Direction):
+    """u = scale · sign(g), or scale · g: the rest of a rule whose state lives in other parameters."""
+
+    rest: Rest = "sign"
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return {"scale": group["free_lr_scale"]}
+
+    def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        return c.scale * (g.sign() if self.rest == "sign" else g), {}
+
+
+@dataclass(frozen=True)
+class Restarted(Direction):
+    """``inner`` with a step count that starts anew every ``gap`` steps, to go with a state that does."""
+
+    inner: Direction
+    gap: int = 200
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return self.inner.coefficients(group, (t - 1) % self.gap + 1)
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        return self.inner.init(p)
+
+    def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        return self.inner(g, p, s, c)

@@ -1,0 +1,53 @@
+"""DoG and its layer-wise form: SGD whose step size is distance over gradients, with nothing to tune.
+
+Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Unpack
+
+from fallline.core.registry import register
+from fallline.core.space import Range
+from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.parts import Gradient
+from fallline.optim.step_sizes import DistanceOverGradients, PolynomialAverage
+
+
+@register("dog")
+class DoG(Optimizer):
+    """x ← x − η_t g,  η_t = max(r_ε, max_i ‖x_i − x_0‖) / √(Σ ‖g_i‖² + ε),  r_ε = reps_rel (1 + ‖x_0‖).
+
+    Norms are over all parameters. The answer is the polynomial average of the iterates, x̄_t = (1 − a) x̄ + a x_t with a = 9 / (t + 8):
+    evaluate it in ``with opt.solution():``.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or dict
+    reps_rel : float, default 1e-6
+        The first step's length relative to 1 + ‖x_0‖; 1e-4 with batch normalisation. Hardly matters once small.
+    eps : float, default 1e-8
+    weight_decay : float, default 0
+        Added to the gradient.
+    lr : float, default 1
+        Multiplies η_t; the method has none. Leave it, and leave out decaying schedules.
+    **options
+        ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
+    """
+
+    space: ClassVar[Mapping[str, Range]] = {}
+    over: ClassVar[Literal["all", "tensor"]] = "all"
+
+    def __init__(self, params: Any, reps_rel: float = 1e-6, eps: float = 1e-8, weight_decay: float = 0.0, lr: float = 1.0,
+                 **options: Unpack[EngineOptions]) -> None:
+        defaults = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, Gradient(), defaults, step_size=DistanceOverGradients(over=self.over),
+                         average=PolynomialAverage(), **options)
+
+
+@register("ldog")
+class LDoG(DoG):
+    """DoG with norms over each tensor, so that every tensor has a step size of its own. Parameters as in ``DoG``."""
+
+    over = "tensor"

@@ -1,0 +1,192 @@
+"""A step out of place, on tensors that autograd may follow, and the answer behind ``solution()``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .kernels import Kernel
+from .parts import Coefficients, Direction
+from .plan import Bucket, build
+from .reduction import batched, reducing, whole
+from .state import working_dtype
+from .storage import Codec
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+States = list[dict[str, Any]]
+
+
+class _Item:
+    """One parameter with all that its step needs."""
+
+    def __init__(
+        self, optimizer: Optimizer, index: int, p: Tensor, own: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        self.direction: Direction = optimizer.direction_for(own, group)
+        self.shape, self.dtype = p.shape, working_dtype(p.dtype)
+        real = torch.view_as_real(p) if p.is_complex() else p
+        self.complex = p.is_complex()
+        self.view = self.direction.view(tuple(p.shape)) if self.direction.scope == "matrix" else None
+        self.p = real if self.view is None else real.reshape(1, *self.view)
+        seen = self.p if self.view is None else self.p[0]
+        self.declared = optimizer.sentence.declare(self.direction, seen)
+        codecs = tuple((name, Codec(declared.dtype or self.dtype)) for name, declared in self.declared.items())
+        decay = group.get("weight_decay", 0.0)
+        decays = bool(decay) or (isinstance(decay, Tensor) and decay.requires_grad)
+        parts = optimizer.sentence
+        self.kernel = Kernel(self.direction, parts.move, parts.average, codecs, bool(group["maximize"]), decays, False)
+        self.step = int(state.get("step", 0)) + 1
+        self.c = Coefficients(optimizer.coefficients(self.direction, group, self.step))
+        if self.view is not None:
+            self.c.indices = [index]
+
+    def gradient(self, g: Tensor) -> Tensor:
+        g = torch.view_as_real(g) if self.complex else g
+        return g if self.view is None else g.reshape(1, *self.view)
+
+    def pieces(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        values = tuple(state[name] for name in self.declared)
+        return values if self.view is None else tuple(v.unsqueeze(0) for v in values)
+
+    def started(self) -> dict[str, Any]:
+        seen = self.p if self.view is None else self.p[0]
+        values = {name: d.start(seen, d.dtype or self.dtype) for name, d in self.declared.items()}
+        return {"step": 0, **values}
+
+    def parameter(self, x: Tensor) -> Tensor:
+        x = x.reshape(self.shape) if self.view is not None else x
+        return torch.view_as_complex(x) if self.complex else x
+
+    def state(self, old: Mapping[str, Any], new: Sequence[Tensor | None]) -> dict[str, Any]:
+        values = {n: old[n] if v is None else v for n, v in zip(self.declared, new, strict=True)}
+        if self.view is not None:
+            values = {n: v if v is old[n] else v.squeeze(0) for n, v in values.items()}
+        return {**old, **values, "step": self.step}
+
+
+def _items(
+    optimizer: Optimizer, params: Sequence[Tensor], states: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
+) -> list[_Item]:
+    for name in overrides:
+        if name not in optimizer.defaults:
+            raise ValueError(f"unknown hyperparameter {name!r}; known: {', '.join(optimizer.defaults)}")
+    owned = [(own, group) for group in optimizer.param_groups for own in group["params"]]
+    if len(owned) != len(params):
+        raise ValueError(f"the optimizer has {len(owned)} parameters, but update() was given {len(params)}")
+    return [
+        _Item(optimizer, i, p, own, {**group, **overrides}, state)
+        for i, (p, (own, group), state) in enumerate(zip(params, owned, states, strict=True))
+    ]
+
+
+def init(optimizer: Optimizer, params: Sequence[Tensor]) -> States:
+    """The states before the first step."""
+    rule = optimizer.sentence.step_size
+    numbers = rule.scalars() if rule is not None else {}
+    states = []
+    for item in _items(optimizer, params, [{}] * len(params), {}):
+        scalars = {n: torch.tensor(x, dtype=item.dtype, device=item.p.device) for n, x in numbers.items()}
+        states.append(item.started() | scalars)
+    return states
+
+
+def update(
+    optimizer: Optimizer,
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    states: Sequence[Mapping[str, Any]],
+    loss: Any,
+    overrides: Mapping[str, Any],
+) -> tuple[list[Tensor], States]:
+    """See :meth:`Optimizer.update`."""
+    items = _items(optimizer, params, states, overrides)
+    moving = [i for i, g in enumerate(gradients) if g is not None]
+    new_params, new_states = list(params), [dict(s) for s in states]
+    if optimizer.sentence.step_size is not None:
+        _two_passes(optimizer, items, gradients, states, moving, loss, new_params, new_states)
+        return new_params, new_states
+    for i in moving:
+        item, g = items[i], gradients[i]
+        assert g is not None
+        with reducing(whole if item.view is None else batched):
+            (x, *pieces), _ = item.kernel.whole(item.c, item.p, item.gradient(g), item.pieces(states[i]))
+        assert x is not None
+        new_params[i], new_states[i] = item.parameter(x), item.state(states[i], pieces)
+    return new_params, new_states
+
+
+def _two_passes(
+    optimizer: Optimizer,
+    items: list[_Item],
+    gradients: Sequence[Tensor | None],
+    states: Sequence[Mapping[str, Any]],
+    moving: list[int],
+    loss: Any,
+    new_params: list[Tensor],
+    new_states: States,
+) -> None:
+    rule = optimizer.sentence.step_size
+    assert rule is not None
+    needs = tuple(name for name in rule.needs if name != "loss")
+    extra = {"loss": torch.as_tensor(loss)} if "loss" in rule.needs else {}
+    directions, sums = {}, {}
+    for i in moving:
+        g = gradients[i]
+        assert g is not None
+        pieces = items[i].pieces(states[i])
+        new, directions[i], integrands = items[i].kernel.first(
+            items[i].c, items[i].p, items[i].gradient(g), pieces, needs
+        )
+        sums[i] = {name: x.sum() for name, x in zip(needs, integrands, strict=True)}
+        new_states[i] = items[i].state(states[i], new)
+    if rule.over == "all" and moving:
+        totals = {name: torch.stack([sums[i][name] for i in moving]).sum() for name in needs}
+        sums = dict.fromkeys(moving, totals)
+    for i in moving:
+        item = items[i]
+        coefficients = items[moving[0]].c if rule.over == "all" else item.c
+        old = {name: states[i][name] for name in rule.scalars()}
+        multiplier, scalars = rule(sums[i] | extra, old, coefficients)
+        values = dict(vars(item.c))
+        values["lr"] = values["lr"] * multiplier
+        (x, *pieces_), _ = item.kernel.second(Coefficients(values), item.p, directions[i], item.pieces(new_states[i]))
+        assert x is not None
+        new_params[i] = item.parameter(x)
+        new_states[i] = item.state(new_states[i], pieces_) | scalars
+
+
+def swap_in(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Write the answer to the parameters; returns what they held."""
+    members, index = [], 0
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if optimizer.state.get(p):
+                members.append((index, p, group, optimizer.direction_for(p, group)))
+            index += 1
+    average = optimizer.sentence.average
+    changes = [m for m in members if average is not None or type(m[3]).solution is not Direction.solution]
+    saved = [(p, p.detach().clone()) for _, p, _, _ in changes]
+    if not changes:
+        return saved
+    keys = {id(group): optimizer._hyperparameters(group) for group in optimizer.param_groups}
+    optimizer._plan = None
+    for bucket in build(changes, optimizer.sentence, optimizer.state, keys, False):
+        _write_solution(optimizer, bucket)
+    return saved
+
+
+def _write_solution(optimizer: Optimizer, bucket: Bucket) -> None:
+    c = Coefficients(optimizer.coefficients(bucket.direction, bucket.group, bucket.step))
+    for unit in bucket.units:
+        p = unit.load()
+        x = p.to(unit.working)
+        s = bucket.kernel.decode(unit.pieces, x.dtype)
+        answer = s["average"] if optimizer.sentence.average is not None else bucket.direction.solution(x, s, c)
+        if answer is not None:
+            p.copy_(answer)
+            unit.store(p)

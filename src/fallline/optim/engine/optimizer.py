@@ -1,0 +1,356 @@
+"""The training engine behind ``torch.optim``'s interface.
+
+Every step: parameters with gradients are looked up in the plan, the host computes each bucket's coefficients once, and
+one kernel runs per unit: ``p <- move(p, -step_size * direction(gradient))`` with the state in its storage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+
+from fallline.core.errors import NonFiniteError
+
+from . import functional, oracles, two_pass
+from .alarms import Alarms, all_finite
+from .hyperparameters import check_group
+from .kernels import SMALLEST_COMPILED, compiled, pack, run_eagerly
+from .loading import load_state
+from .parts import Add, Average, Coefficients, Direction, Move, StepSize
+from .plan import Bucket, Plan, Sentence, build, pointers
+from .reduction import reducing
+from .storage import Storage
+from .units import Unit
+
+NONFINITE = ("raise", "skip", "ignore")
+FOREIGN_KEYS = {"params", "param_names", "name", "role", "initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum"}
+"""Parameter-group keys that do not belong to the rule: torch's own, schedulers' and :func:`roles`'s."""
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keyword arguments that every optimizer of the engine takes; see :class:`Optimizer`."""
+
+    compile: bool
+    nonfinite: str
+    maximize: bool
+    storage: Storage | None
+
+
+class Optimizer(torch.optim.Optimizer):
+    """An update rule as a sentence of parts, under ``torch.optim``'s contract.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, of dict, or of (name, Tensor)
+        As for every torch optimizer.
+    direction : Direction
+        What is made of the gradient.
+    defaults : dict
+        The rule's hyperparameters, which parameter groups may override.
+    move, step_size, average : parts, optional
+        How the point changes (``p - lr * u``), a multiplier of ``lr``, an average of the iterates for ``solution()``.
+    compile : bool, default False
+        Run the rule as one fused ``torch.compile``d kernel, shared by all models in the process (elementwise rules).
+    nonfinite : {"raise", "skip", "ignore"}, default "raise"
+        Non-finite gradients raise :class:`NonFiniteError` at the start of the next step, which costs no
+        synchronisation; ``"skip"`` leaves parameters and state untouched by such a step, at the price of one.
+    maximize : bool, default False
+        Ascend.
+    storage : Storage, optional
+        How state is kept: full precision by default (float32 for half-precision parameters).
+    """
+
+    space: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        params: Any,
+        direction: Direction,
+        defaults: dict[str, Any],
+        *,
+        move: Move | None = None,
+        step_size: StepSize | None = None,
+        average: Average | None = None,
+        compile: bool = False,
+        nonfinite: str = "raise",
+        maximize: bool = False,
+        storage: Storage | None = None,
+    ) -> None:
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+        self.direction = direction
+        self.sentence = Sentence(move or Add(), step_size, average, storage or Storage())
+        self.compile, self.nonfinite = compile, nonfinite
+        self._forget()
+        super().__init__(params, {**defaults, "maximize": maximize})
+
+    def _forget(self) -> None:
+        self._plan: Plan | None = None
+        self._scalars: list[dict[str, Tensor]] = []
+        self._alarms: Alarms | None = None
+
+    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
+        """The direction of one parameter; rules that treat roles apart override this."""
+        return self.direction
+
+    # torch.optim's contract
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; unknown keys and illegal hyperparameters are refused."""
+        for key in param_group:
+            if key not in self.defaults and key not in FOREIGN_KEYS:
+                near = difflib.get_close_matches(key, self.defaults, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.defaults)}"
+                raise ValueError(f"unknown parameter-group key {key!r} for {type(self).__name__}; {hint}")
+        check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        self._plan = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("direction", "sentence", "compile", "nonfinite")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._forget()
+        super().__setstate__(state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a ``state_dict()``; every entry keeps the dtype it was saved with."""
+        load_state(self, state_dict, super().load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Re-evaluates the model and returns the loss, or a realisation ``objective(batch)`` for rules that need more
+            than the gradient.
+
+        Returns
+        -------
+        The closure's loss, or None.
+        """
+        self._raise_found()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._current_plan()
+        if not plan.buckets:
+            return loss
+        wanted = oracles.due(self, plan.buckets, closure)
+        meshes = list({id(b.mesh): b.mesh for b in plan.buckets if b.mesh is not None}.values())
+        if self.nonfinite == "skip" and not self._finite(plan.buckets, meshes):
+            return loss
+        if "loss" in self._needs() and loss is None:
+            oracles.refuse(type(self).__name__, "the loss")
+        oracles.observe(self, wanted, closure)
+        found = self._move(plan.buckets, loss)
+        for bucket in plan.buckets:
+            bucket.advance()
+        if self.nonfinite == "raise":
+            self._alarms = Alarms(found, meshes)
+        return loss
+
+    def _needs(self) -> tuple[str, ...]:
+        return self.sentence.step_size.needs if self.sentence.step_size is not None else ()
+
+    # one step
+
+    def _finite(self, buckets: list[Bucket], meshes: list[Any]) -> bool:
+        units = [unit for bucket in buckets for unit in bucket.units]
+        return all_finite([g for u in units for g in u.real(_gradients(u)) if g.numel()], meshes)
+
+    def _move(self, buckets: list[Bucket], loss: Any) -> list[tuple[Tensor, Unit]]:
+        values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
+        if self.sentence.step_size is not None:
+            cs = [Coefficients(v) for v in values]
+            packed = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
+            return two_pass.step(self.sentence.step_size, buckets, cs, packed, self._scalars, loss)
+        found: list[tuple[Tensor, Unit]] = []
+        for bucket, numbers in zip(buckets, values, strict=True):
+            for indices, unit in zip(bucket.indices, bucket.units, strict=True):
+                alarms = self._run(bucket, unit, numbers, indices)
+                found += [(alarm, unit) for alarm in alarms if alarm is not None]
+        return found
+
+    def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float], indices: list[int]) -> list[Tensor | None]:
+        p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
+        elementwise = direction.scope == "elementwise"
+        if self.compile and elementwise and not direction.reduces and p.numel() >= SMALLEST_COMPILED:
+            run = compiled(bucket.kernel, tuple(values), p, g)
+            alarms = [run(self._packed(bucket, values, p.device), p, g, unit.pieces)]
+        else:
+            c = Coefficients(values)
+            if not elementwise:
+                c.indices = indices
+            chunked = elementwise and not direction.reduces
+            with reducing(bucket.summing(unit)) if direction.reduces else nullcontext():
+                alarms = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)
+        unit.store(p)
+        return alarms
+
+    def _packed(self, bucket: Bucket, values: dict[str, float], device: torch.device) -> Tensor:
+        if bucket.packed_at != bucket.step or bucket.packed is None:
+            bucket.packed, bucket.packed_at = pack(list(values.values()), device), bucket.step
+        return bucket.packed
+
+    def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """All numbers of step ``t`` for one rule and group."""
+        values: dict[str, Any] = {"lr": _number(group["lr"]), "weight_decay": _number(group.get("weight_decay", 0.0))}
+        values.update(direction.coefficients(group, t))
+        if self.sentence.step_size is not None:
+            values.update(self.sentence.step_size.coefficients(group, t))
+        if self.sentence.average is not None:
+            values["average_weight"] = self.sentence.average.weight(group, t)
+        return values
+
+    # the plan
+
+    def _current_plan(self) -> Plan:
+        plan = self._plan
+        if plan is not None and plan.state is self.state and len(self.state) == len(plan.active) + plan.resting:
+            gradients = [p.grad for p in plan.active]
+            if (
+                not any(g is None for g in gradients)
+                and all(p.grad is None for p in plan.idle)
+                and pointers(plan.active) == plan.pointers
+                and self._signature() == plan.signature
+            ):
+                return plan
+        return self._make_plan()
+
+    def _signature(self) -> Any:
+        groups = self.param_groups
+        marks = [(bool(g.get("weight_decay", 0.0)), g["maximize"]) for g in groups]
+        if len(groups) == 1:
+            return marks
+        seen: dict[Any, int] = {}
+        return marks, [seen.setdefault(self._hyperparameters(g), len(seen)) for g in groups]
+
+    def _hyperparameters(self, group: Mapping[str, Any]) -> Any:
+        return tuple(tuple(v) if isinstance(v, list) else v for v in (group.get(name) for name in self.defaults))
+
+    def _make_plan(self) -> Plan:
+        members, active, idle, index = [], [], [], 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    idle.append(p)
+                else:
+                    direction = self.direction_for(p, group)
+                    self._check_gradient(index, p, direction)
+                    members.append((index, p, group, direction))
+                    active.append(p)
+                index += 1
+        keys = {id(group): self._hyperparameters(group) for group in self.param_groups}
+        buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise")
+        if self.sentence.step_size is not None and buckets:
+            self._scalars = two_pass.adopt_scalars(self.sentence.step_size, buckets, self.state)
+        resting = sum(p in self.state for p in idle)
+        self._plan = Plan(buckets, active, idle, pointers(active), self._signature(), self.state, resting)
+        return self._plan
+
+    def _check_gradient(self, index: int, p: Tensor, direction: Direction) -> None:
+        name = f"{self._name_of(index)} with shape {tuple(p.shape)}"
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support sparse gradients (parameter {name}); "
+                "build the embedding with sparse=False"
+            )
+        if p.is_complex() and not direction.supports_complex:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support complex parameters (parameter {name}); "
+                "store real and imaginary parts with torch.view_as_real"
+            )
+
+    def _name_of(self, index: int) -> str:
+        for group in self.param_groups:
+            if index < len(group["params"]):
+                names = group.get("param_names")
+                return f"{names[index]!r}" if names else f"number {index} of its group"
+            index -= len(group["params"])
+        raise IndexError(index)
+
+    # non-finite numbers
+
+    def _raise_found(self) -> None:
+        alarms, self._alarms = self._alarms, None
+        if alarms is None or not alarms.raised():
+            return
+        culprit = alarms.culprit()
+        if culprit is None and not alarms.shared:
+            return
+        name = "on another rank" if culprit is None else self._describe(culprit[0].params[culprit[1]])
+        raise NonFiniteError(
+            f"{type(self).__name__}: the last step met a value that is not finite in parameter {name}; lower lr, clip "
+            'gradients, or pass nonfinite="skip" to leave such steps out'
+        )
+
+    def _describe(self, p: Tensor) -> str:
+        everything = [q for group in self.param_groups for q in group["params"]]
+        index = next(i for i, q in enumerate(everything) if q is p)
+        return f"{self._name_of(index)} with shape {tuple(p.shape)}"
+
+    # extra oracles
+
+    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[str, Tensor]:
+        """Ask a realisation for an extra oracle at step ``t``; rules with a ``probe`` implement it."""
+        raise NotImplementedError(f"{type(self).__name__} has no estimator of {oracle}")
+
+    # answers
+
+    @contextmanager
+    def solution(self) -> Iterator[None]:
+        """Swap the answer in for the parameters: averages, or the point without look-ahead; by default no change."""
+        with torch.no_grad():
+            saved = functional.swap_in(self)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in saved:
+                    p.copy_(value)
+
+    # the pure form
+
+    def init(self, params: Iterable[Tensor]) -> list[dict[str, Any]]:
+        """The initial state of :meth:`update` for tensors in the order of the optimizer's own parameters."""
+        return functional.init(self, list(params))
+
+    def update(
+        self,
+        params: Iterable[Tensor],
+        gradients: Iterable[Tensor | None],
+        state: Iterable[Mapping[str, Any]],
+        *,
+        loss: Any = None,
+        **hyperparameters: Any,
+    ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The same step out of place, for autograd to unroll: new parameters and new state; nothing is written.
+
+        Parameters
+        ----------
+        params, gradients, state : sequences in the order of the optimizer's own parameters
+            ``state`` comes from :meth:`init` or from the previous call; state is kept in full precision.
+        loss : Tensor, optional
+            For step sizes that need it.
+        **hyperparameters
+            Override those of the parameter groups; they may be tensors that require gradients.
+        """
+        return functional.update(self, list(params), list(gradients), list(state), loss, hyperparameters)
+
+
+def _gradients(unit: Unit) -> list[Tensor]:
+    return [p.grad for p in unit.params]  # type: ignore[misc]
+
+
+def _number(x: Any) -> Any:
+    return float(x) if not (isinstance(x, Tensor) and x.requires_grad) else x

@@ -1,0 +1,46 @@
+"""Extra oracles: what a rule needs beyond gradients, asked of a realisation ``objective(batch)`` when it is due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fallline.core.errors import MissingOracle
+
+from .kernels import write
+from .parts import Coefficients
+from .plan import Bucket
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+
+def refuse(name: str, need: str) -> NoReturn:
+    """Say that a step needs more than it was given."""
+    raise MissingOracle(f"{name} needs {need}: call step(objective(batch))")
+
+
+def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[str, list[Bucket]]:
+    """The oracles due at this step with the buckets that want them; refuses if the realisation cannot answer."""
+    wanted: dict[str, list[Bucket]] = {}
+    for bucket in buckets:
+        name = bucket.direction.probe(bucket.step + 1, bucket.group)
+        # With lr = 0 the estimate could not act; checkpoint tools take such a step to make state appear.
+        if name is not None and (realisation is not None or float(bucket.group["lr"]) != 0):
+            wanted.setdefault(name, []).append(bucket)
+    if wanted and not hasattr(realisation, "variables"):
+        refuse(type(optimizer).__name__, next(iter(wanted)))
+    return wanted
+
+
+def observe(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any) -> None:
+    """Ask the realisation for what is due and hand it to the rule."""
+    for name, asking in wanted.items():
+        estimates = optimizer.estimate(name, realisation, asking[0].step + 1)
+        by_parameter = {id(p): estimates[key] for key, p in realisation.variables.items() if key in estimates}
+        for bucket in asking:
+            c = Coefficients(optimizer.coefficients(bucket.direction, bucket.group, bucket.step + 1))
+            for unit in bucket.units:
+                if any(id(p) not in by_parameter for p in unit.params):
+                    refuse(type(optimizer).__name__, f"{name} of every parameter it optimizes")
+                value = unit.pack([by_parameter[id(p)] for p in unit.params])
+                write(unit.pieces, bucket.kernel.observe(c, name, value, unit.pieces))

@@ -1,0 +1,170 @@
+"""The parts of an update rule: ``move(p, -step_size * direction(gradient))``.
+
+Each part is a small frozen dataclass. Its fields are fixed choices (they select a compiled kernel); everything that a
+scheduler may change lives in the parameter group and reaches the part through ``coefficients``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from .arithmetic import add_scaled, blend
+from .state import State, like
+
+Scalars = dict[str, float]
+Tensors = dict[str, Tensor]
+
+
+class Coefficients:
+    """Attributes holding the numbers of one bucket and step: floats, or 0-d tensors inside a compiled kernel."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    lr: Any
+    weight_decay: Any
+    indices: list[int]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no coefficient {name!r}; return it from `coefficients(group, t)`")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What is made of the gradient.
+
+    ``scope`` says which tensors the rule receives. ``"elementwise"``: flat pieces of any length, cut and packed as
+    the engine likes. ``"matrix"``: all tensors of one shape stacked to ``(B, *view(shape))``; such rules run eagerly,
+    so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer.
+    ``reduces=True`` marks an elementwise rule that calls :func:`reduce` and must therefore see whole tensors.
+    """
+
+    scope: ClassVar[Literal["elementwise", "matrix"]] = "elementwise"
+    supports_complex: ClassVar[bool] = False
+    reduces: ClassVar[bool] = False
+    is_gradient: ClassVar[bool] = False
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        """Host numbers of step ``t`` (from 1), computed once for a whole bucket."""
+        return {}
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        """Declare the state of one parameter."""
+        return {}
+
+    def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        """The update and the new state, out of place."""
+        raise NotImplementedError
+
+    def view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Matrix scope: the shape under which a parameter is stacked; trailing dimensions are merged by default."""
+        rows = shape[0] if shape else 1
+        columns = 1
+        for n in shape[1:]:
+            columns *= n
+        return (rows, columns)
+
+    def probe(self, t: int, group: Mapping[str, Any]) -> str | None:
+        """The name of an extra oracle that is due at step ``t``, or ``None``."""
+        return None
+
+    def observe(self, name: str, value: Tensor, s: Tensors, c: Any) -> Tensors:
+        """The state after an extra oracle's result; entries left out keep their value."""
+        raise NotImplementedError
+
+    def solution(self, p: Tensor, s: Tensors, c: Any) -> Tensor | None:
+        """The answer belonging to the parameters ``p``; ``None`` means ``p`` itself."""
+        return None
+
+
+@dataclass(frozen=True)
+class Gradient(Direction):
+    """Steepest descent: ``u = g``."""
+
+    supports_complex = True
+    is_gradient = True
+
+    def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        return g, {}
+
+
+@dataclass(frozen=True)
+class Move:
+    """``p - lr * u``; ``coupled`` adds ``weight_decay * p`` to the gradient first (L2 regularisation)."""
+
+    coupled: ClassVar[bool] = True
+
+    def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
+        return add_scaled(p, -c.lr, u)
+
+
+Add = Move
+
+
+@dataclass(frozen=True)
+class Displace(Move):
+    """``p - u`` for directions that carry the learning rate inside their state."""
+
+    def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
+        return p - u
+
+
+@dataclass(frozen=True)
+class DecoupledDecay(Move):
+    """``(1 - lr * weight_decay) * p - lr * u``: the decay acts on the point before the step (AdamW, Lion)."""
+
+    coupled = False
+
+    def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
+        return add_scaled(p * (1 - c.lr * c.weight_decay) if decays else p, -c.lr, u)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """A multiplier of ``lr`` made from statistics of the whole step, on the device, without a synchronisation.
+
+    ``needs`` names the statistics (see :mod:`.statistics`), each a sum over all parameters of all groups and shards
+    (``over="all"``, where coefficients are those of the first group) or over one tensor (``over="tensor"``).
+    ``init`` declares tensors the statistics use, ``scalars`` the rule's own numbers with their initial values.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    over: Literal["all", "tensor"] = "all"
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        """Host numbers of step ``t``."""
+        return {}
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        """Tensors to keep, shaped like the parameter."""
+        return {}
+
+    def scalars(self) -> dict[str, float]:
+        """The rule's own numbers with their initial values."""
+        return {}
+
+    def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        """The multiplier and the new scalars; all are 0-d (``over="all"``) or one number a tensor."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Average:
+    """A running average of the iterates, ``a + w * (p - a)``, which ``solution()`` swaps in."""
+
+    def weight(self, group: Mapping[str, Any], t: int) -> float:
+        """The weight of the newest iterate at step ``t``."""
+        raise NotImplementedError
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        """One entry, ``average``."""
+        return {"average": like(p, initial="parameter")}
+
+    def __call__(self, p: Tensor, average: Tensor, c: Any) -> Tensor:
+        """The average after the step to ``p``."""
+        return blend(average, p, c.average_weight)

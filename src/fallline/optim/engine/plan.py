@@ -1,0 +1,203 @@
+"""The plan of a step: which parameters share a kernel call.
+
+Parameters share a bucket when they have the same hyperparameters, rule, state layout, dtype, device, sharding and step
+count. Within a bucket, small tensors share one packed unit, matrices of one shape one stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import Kernel
+from .layout import is_dense, local, sharding
+from .parts import Average, Direction, Move, StepSize
+from .state import State, working_dtype
+from .storage import Codec, Storage
+from .units import Entries, FlatUnit, PackedUnit, StackedUnit, Unit
+
+PACKED_UP_TO = 64 * 1024
+"""Tensors up to this many elements are packed together."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The parts of a rule other than its direction."""
+
+    move: Move
+    step_size: StepSize | None
+    average: Average | None
+    storage: Storage
+
+    def declare(self, direction: Direction, p: Tensor) -> dict[str, State]:
+        """All entries of one parameter (as the direction sees it)."""
+        entries = dict(direction.init(p))
+        for part in (self.step_size, self.average):
+            entries.update(part.init(p) if part is not None else {})
+        return entries
+
+
+@dataclass
+class Bucket:
+    """Units that share coefficients and a kernel."""
+
+    group: dict[str, Any]
+    direction: Direction
+    kernel: Kernel
+    step: int
+    indices: list[list[int]] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    mesh: Any = None
+    sharded_dims: tuple[int, ...] = ()
+    packed: Tensor | None = None
+    packed_at: int = -1
+
+    def summing(self, unit: Unit) -> Callable[[Tensor], Tensor]:
+        """What :func:`.reduction.reduce` means for one unit."""
+
+        def total(x: Tensor) -> Tensor:
+            sums = unit.segments(x)
+            for dim in self.sharded_dims:
+                torch.distributed.all_reduce(sums, group=self.mesh.get_group(dim))
+            return unit.spread(sums)
+
+        return total
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.step += 1
+        for state in self.states:
+            state["step"] = self.step
+
+
+@dataclass
+class Plan:
+    """All buckets, and what must stay the same for the plan to hold."""
+
+    buckets: list[Bucket]
+    active: list[Tensor]
+    idle: list[Tensor]
+    pointers: list[int]
+    signature: Any
+    state: Any
+    resting: int
+
+
+def pointers(params: Sequence[Tensor]) -> list[int]:
+    """Where the parameters' data are."""
+    return [local(p).data_ptr() if hasattr(p, "placements") else p.data_ptr() for p in params]
+
+
+@dataclass(frozen=True)
+class _Member:
+    index: int
+    param: Tensor
+    group: dict[str, Any]
+    direction: Direction
+    entries: Entries
+    view: tuple[int, ...] | None
+    step: int
+
+    def key(self, hyperparameters: Any) -> tuple[Any, ...]:
+        device_dtype = (self.param.device, self.param.dtype)
+        return (hyperparameters, self.direction, self.entries, *device_dtype, sharding(self.param), self.step)
+
+
+def _member(
+    index: int, p: Tensor, group: dict[str, Any], direction: Direction, sentence: Sentence, step: int
+) -> _Member:
+    working, view, seen = working_dtype(p.dtype), None, p.detach()
+    if direction.scope == "matrix":
+        view = direction.view(tuple(p.shape))
+        seen = torch.empty(view, device="meta", dtype=working)
+    count = seen.numel() if view else local(p).numel()
+    entries = []
+    for name, state in sentence.declare(direction, seen).items():
+        codec = sentence.storage.codec(state, count, working)
+        if view is not None and codec.block > 1:
+            codec = Codec(working)
+        entries.append((name, state, codec))
+    return _Member(index, p, group, direction, tuple(entries), view, step)
+
+
+def build(
+    members: Sequence[tuple[int, Tensor, dict[str, Any], Direction]],
+    sentence: Sentence,
+    state: MutableMapping[Tensor, dict[str, Any]],
+    hyperparameters: Mapping[int, Any],
+    watch: bool,
+) -> list[Bucket]:
+    """Sort parameters with gradients into buckets and units and bring their state into place.
+
+    ``members`` lists (position, parameter, group, direction); ``hyperparameters`` maps ``id(group)`` to a hashable.
+    """
+    sorted_: dict[tuple[Any, ...], list[_Member]] = {}
+    for index, p, group, direction in members:
+        member = _member(index, p, group, direction, sentence, int(state[p].get("step", 0)))
+        sorted_.setdefault(member.key(hyperparameters[id(group)]), []).append(member)
+    buckets = []
+    for found in sorted_.values():
+        first = found[0]
+        codecs = tuple((name, codec) for name, _, codec in first.entries)
+        decays = bool(first.group.get("weight_decay", 0.0))
+        kernel = Kernel(
+            first.direction, sentence.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch
+        )
+        bucket = Bucket(first.group, first.direction, kernel, first.step)
+        placed = sharding(first.param)
+        if placed:
+            bucket.mesh = placed[0]
+            if first.direction.scope == "elementwise":
+                bucket.sharded_dims = tuple(i for i, p in enumerate(placed[1]) if p.is_shard())
+        for unit_members in _units(found):
+            _add_unit(bucket, unit_members, state)
+        buckets.append(bucket)
+    return buckets
+
+
+def _units(members: list[_Member]) -> list[list[_Member]]:
+    units: list[list[_Member]] = []
+    packed: list[_Member] = []
+    stacks: dict[Any, list[_Member]] = {}
+    for member in members:
+        if member.view is not None:
+            stacks.setdefault(member.view, []).append(member)
+        elif _stands_alone(member):
+            units.append([member])
+        else:
+            packed.append(member)
+    return units + ([packed] if packed else []) + list(stacks.values())
+
+
+def _stands_alone(member: _Member) -> bool:
+    block = max((codec.block for _, _, codec in member.entries), default=1)
+    n = local(member.param).numel()
+    return n > PACKED_UP_TO and n % block == 0
+
+
+def _add_unit(bucket: Bucket, members: list[_Member], state: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    params = [m.param for m in members]
+    first = members[0]
+    unit: Unit
+    if first.view is not None:
+        unit = StackedUnit(params, first.entries, first.view)
+    elif _stands_alone(first) or (len(members) == 1 and _simple(first)):
+        unit = FlatUnit(params, first.entries)
+    else:
+        unit = PackedUnit(params, first.entries)
+    states = [state[p] for p in params]
+    for own, shown in zip(states, unit.adopt(states), strict=True):
+        own.setdefault("step", bucket.step)
+        own.update(shown)
+    bucket.indices.append([m.index for m in members])
+    bucket.units.append(unit)
+    bucket.states += states
+
+
+def _simple(member: _Member) -> bool:
+    return is_dense(local(member.param)) and all(codec.block == 1 for _, _, codec in member.entries)

@@ -1,0 +1,109 @@
+"""The dynamic-tree map of 256 values and its nearest-value rounding, in arithmetic alone.
+
+For every decade ``i = 0 .. 6`` the map holds the midpoints of ``linspace(0.1, 1, c_i + 1)`` times ``10**(i - 6)``, with
+``c_i = 2**i`` for signed maps (both signs of each) and ``2**(i + 1)`` for unsigned ones, and then 0 and 1. Within a decade
+the values are linear in the sorted index ``j = 1, 2, ..`` of the positive values (decade ``i`` starts at ``c_i - c_0 + 1``),
+
+    value(j) = slope_i * j + offset_i,     slope_i = 0.9 * 10**(i - 6) / c_i,
+
+so neither direction needs a table. Both sequences of lines meet their neighbours in order: a decade's line lies above all
+others on its own indices, hence ``value(j)`` is the largest of the seven lines. Rounding to the nearest value picks the
+decade by comparing with the midpoints between decades and rounds the index within it.
+
+Codes are indices into the sorted map: signed 0 .. 255 with 0 at 127, unsigned 0 .. 255 with 0 at 0.
+Source: T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer, arXiv:2110.02861.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DECADES = 7
+
+
+class Line(NamedTuple):
+    """One decade: ``value = slope * index + offset`` for ``first <= index <= last``; ``start`` is the rounding border."""
+
+    slope: float
+    offset: float
+    first: int
+    last: int
+    start: float
+
+
+@functools.cache
+def lines(signed: bool) -> tuple[Line, ...]:
+    """The seven decades of the positive half of the map."""
+    result: list[Line] = []
+    first, below = 1, 0.0
+    for i in range(DECADES):
+        count = 2**i if signed else 2 ** (i + 1)
+        scale = 10.0 ** (i - DECADES + 1)
+        slope = 0.9 * scale / count
+        offset = 0.1 * scale + slope * (0.5 - first)
+        result.append(Line(slope, offset, first, first + count - 1, (below + slope * first + offset) / 2))
+        first += count
+        below = slope * (first - 1) + offset
+    return tuple(result)
+
+
+def zero_code(signed: bool) -> int:
+    """The code of 0."""
+    return 127 if signed else 0
+
+
+def top_index(signed: bool) -> int:
+    """The index of the value 1 among the positive values."""
+    return lines(signed)[-1].last + 1
+
+
+def dynamic_map(signed: bool) -> Tensor:
+    """The sorted 256 values of the map, float32."""
+    n = top_index(signed)
+    codes = torch.arange(zero_code(signed) - (n - 1 if signed else 0), zero_code(signed) + n + 1)
+    return decode(codes.to(torch.uint8), signed)
+
+
+def decode(codes: Tensor, signed: bool) -> Tensor:
+    """The values in [-1, 1] of ``codes``, float32."""
+    index = codes.to(torch.float32) - zero_code(signed)
+    j = index.abs() if signed else index
+    value = torch.clamp(j * lines(signed)[0].slope + lines(signed)[0].offset, min=0.0)
+    for line in lines(signed)[1:]:
+        value = torch.maximum(value, j * line.slope + line.offset)
+    value = torch.where(j == 0, 0.0, torch.where(j >= top_index(signed), 1.0, value))
+    return torch.copysign(value, index) if signed else value
+
+
+def encode(x: Tensor, signed: bool) -> Tensor:
+    """The codes of the map's values nearest to ``x`` in [-1, 1] (unsigned: [0, 1])."""
+    a = x.abs() if signed else x
+    pieces = lines(signed)
+    scale, shift, last = (torch.full_like(a, v) for v in (1 / pieces[0].slope, -pieces[0].offset / pieces[0].slope, 1.0))
+    last = last * pieces[0].last
+    for line in pieces[1:]:
+        above = a >= line.start
+        scale = torch.where(above, 1 / line.slope, scale)
+        shift = torch.where(above, -line.offset / line.slope, shift)
+        last = torch.where(above, float(line.last), last)
+    j = torch.minimum(torch.floor(a * scale + shift + 0.5), last)
+    final = pieces[-1]
+    middle = (1.0 + final.slope * final.last + final.offset) / 2
+    j = torch.where(a >= middle, float(top_index(signed)), torch.clamp(j, min=1.0))
+    j = torch.where(a < pieces[0].start, 0.0, j)
+    if not signed:
+        return j.to(torch.uint8)
+    # The map holds 1 but not -1.
+    j = torch.where(x < 0, -torch.clamp(j, max=float(final.last)), j)
+    return (j + zero_code(True)).to(torch.uint8)
+
+
+def quantize_blocks(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Codes and scales of ``x`` with shape ``(..., block)``; a block of zeros has scale 0 and the code of 0."""
+    scale = x.abs().amax(dim=-1)
+    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+    return encode(x * inverse.unsqueeze(-1), signed), scale

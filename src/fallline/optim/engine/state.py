@@ -1,0 +1,76 @@
+"""Declarations of optimizer state: what an entry is, so that a storage knows how to keep it.
+
+A direction answers ``init(p)`` with a mapping ``name -> State``. The engine allocates, packs, stacks, shards and
+encodes; the direction only ever sees plain tensors in the working precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Initial = float | Literal["parameter"] | Callable[[Tensor], Tensor]
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the arithmetic for a parameter of ``dtype``: float32 for half precision, else its own."""
+    if dtype.is_complex:
+        dtype = dtype.to_real()
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+@dataclass(frozen=True)
+class State:
+    """One entry of optimizer state.
+
+    Parameters
+    ----------
+    shape : tuple of int or None
+        ``None`` (default) means the shape of the parameter, the only choice in the elementwise scope. Directions of
+        the matrix scope may declare any shape; the engine puts the batch dimension before it.
+    dtype : torch.dtype or None
+        A fixed precision that every storage must keep; ``None`` leaves it to the storage.
+    nonnegative : bool
+        Whether the entry never is negative, so that a quantising storage may spend no code on signs.
+    initial : float, "parameter" or callable
+        The starting value: a constant, the parameter itself, or a function of it.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    nonnegative: bool = False
+    initial: Initial = field(default=0.0, compare=False)
+
+    def start(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+        """The initial value for the plain tensor ``p``, in ``dtype``."""
+        if callable(self.initial):
+            return self.initial(p).to(dtype)
+        if self.initial == "parameter":
+            return p.detach().to(dtype, copy=True)
+        shape = p.shape if self.shape is None else self.shape
+        return torch.full(tuple(shape), float(self.initial), dtype=dtype, device=p.device)
+
+
+def like(
+    p: Tensor,
+    nonnegative: bool = False,
+    axis: int | None = None,
+    precision: torch.dtype | None = None,
+    initial: Initial = 0.0,
+) -> State:
+    """Declare an entry shaped like ``p``, or, with ``axis``, one number for every index along that axis of ``p``.
+
+    Parameters
+    ----------
+    p : Tensor
+        The parameter as the direction sees it (matrix scope: one matrix, without the batch dimension).
+    nonnegative, precision, initial
+        See :class:`State`.
+    axis : int, optional
+        Only for the matrix scope.
+    """
+    return State(None if axis is None else (p.shape[axis],), precision, nonnegative, initial)

@@ -1,0 +1,53 @@
+"""Shampoo: a preconditioner for every mode of every tensor.
+
+    H_i ← H_i + M_i M_iᵀ (from ε I);   U = G ×_i H_i^{−1/2k};   B ← μ B + U;   W ← W − η B
+
+Gupta, Koren, Singer: Shampoo: Preconditioned Stochastic Tensor Optimization, ICML 2018, arXiv 1802.09568.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
+
+from fallline.core.registry import register
+from fallline.core.space import LogUniform, Range
+from fallline.optim.directions.shampoo import KroneckerRoots
+from fallline.optim.engine.hyperparameters import check
+from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+
+
+@register("shampoo")
+class Shampoo(Optimizer):
+    """H_i ← H_i + M_i M_iᵀ;  U = G ×_1 H_1^{−1/2k} … ×_k H_k^{−1/2k};  B ← μ B + U;  W ← W − η B.
+
+    Matrices: L^{−1/4} G R^{−1/4}. Vectors: full-matrix AdaGrad. Tensors of order k keep their order. Roots by eigendecomposition of all
+    equal shapes at once, eigenvalues clamped at ε.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or dict
+    lr : float, default 0.1
+    eps : float, default 1e-4
+        H_i starts at ε I.
+    momentum : float, default 0
+        μ.
+    root_every : int, default 1
+        Steps between roots: Σ n_i³ flops each.
+    max_dim : int, default 1024
+        A mode longer than this keeps only the diagonal of H_i (for vectors, diagonal AdaGrad).
+    weight_decay : float, default 0
+        Added to the gradient.
+    """
+
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 1.0)}
+
+    def __init__(self, params: Any, lr: float = 0.1, eps: float = 1e-4, momentum: float = 0.0, root_every: int = 1,
+                 max_dim: int = 1024, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
+        check("root_every", root_every)
+        if not eps > 0:
+            raise ValueError(f"eps must be a finite number > 0 (the preconditioners start at eps · I), got {eps}")
+        if max_dim < 1:
+            raise ValueError(f"max_dim must be a whole number of at least 1, got {max_dim}; 1024 is typical")
+        direction = KroneckerRoots(eps, root_every, max_dim, momentum=momentum > 0)
+        super().__init__(params, direction, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}, **options)

@@ -1,0 +1,54 @@
+"""Step sizes that multiply ``lr``, and averages of the iterates.
+
+Distance over gradients (DoG), norms over all parameters or over each tensor:
+
+    r̄_t = max(r_ε, max_{i≤t} ‖x_i − x_0‖),   r_ε = reps_rel (1 + ‖x_0‖);   η_t = r̄_t / √(Σ_{i≤t} ‖g_i‖² + ε)
+
+Polynomial averaging:  x̄_t = (1 − a) x̄_{t−1} + a x_t,  a = (γ + 1) / (t + γ).
+
+Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fallline.optim.engine.parts import Average, Scalars, StepSize, Tensors
+from fallline.optim.engine.state import State, like
+
+
+@dataclass(frozen=True)
+class DistanceOverGradients(StepSize):
+    """η_t = r̄_t / √G_t; the current gradient and distance are in both before the step."""
+
+    needs: ClassVar[tuple[str, ...]] = ("gradient_norm_squared", "distance_squared", "parameter_norm_squared")
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return {"first": float(t == 1), "reps_rel": group["reps_rel"], "eps": group["eps"]}
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        return {"start": like(p, initial="parameter")}
+
+    def scalars(self) -> dict[str, float]:
+        return {"radius": 0.0, "gradients": 0.0}
+
+    def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        floor = c.first * c.reps_rel * (1 + statistics["parameter_norm_squared"].sqrt())
+        radius = torch.maximum(torch.maximum(s["radius"], statistics["distance_squared"].sqrt()), floor)
+        gradients = s["gradients"] + statistics["gradient_norm_squared"]
+        return radius / (gradients + c.eps).sqrt(), {"radius": radius, "gradients": gradients}
+
+
+@dataclass(frozen=True)
+class PolynomialAverage(Average):
+    """x̄_t = (1 − a) x̄_{t−1} + a x_t with a = (γ + 1) / (t + γ); γ = 0 is the plain mean."""
+
+    gamma: float = 8.0
+
+    def weight(self, group: Mapping[str, Any], t: int) -> float:
+        return (self.gamma + 1) / (t + self.gamma)
