@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
@@ -39,13 +42,13 @@ def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     return mse_loss(outputs, one_hot(targets, outputs.shape[-1]).to(outputs.dtype)) / 2
 
 
-def problem(k: int, width: int, seed: int, loss: object = cross_entropy, batch_size: int | None = None) -> fl.Training:
+def problem(k: int, width: int, seed: int, loss: Any = cross_entropy, batch_size: int | None = None) -> fl.Training:
     """A tanh network on the clusters."""
     data = clusters(k, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("weights", width).integer())
         model = nn.Sequential(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, k)).double()
-    return fl.Training(model, loss, data, batch_size=batch_size)  # type: ignore[arg-type]
+    return fl.Training(model, loss, data, batch_size=batch_size)
 
 
 def descend(task: fl.Problem, x: Tree, steps: int, lr: float, key: int = 0, batch: int | None = None) -> Tree:
@@ -131,7 +134,7 @@ def lanczos_is_dense(scale: Scale, seed: int) -> Evidence:
         task = problem(3, 30, s)
         x = descend(task, task.x0, 20, 0.3)
         dense = hessian_spectrum(task, x).eigenvalues[:5]
-        operator = LinearOperator.from_function(lambda v, task=task, x=x: task.hvp(x, v), x)
+        operator = LinearOperator.from_function(functools.partial(task.hvp, x), x)
         found = top_eigenvalues(operator, 5, generator=Key(s).generator()).values
         errors.append(float(((found - dense) / dense).abs().max()))
     return Evidence([at_most("largest relative error of the top five", errors, 1e-4), recorded("variables", 30 * 21 + 3 * 31)])

@@ -39,6 +39,10 @@ def bowl(condition: float, n: int, seed: int) -> tuple[fl.Problem, Tensor]:
     return fl.Smooth(lambda x: (h * ((1 + x**2).sqrt() - 1)).sum(), start), _largest(start)
 
 
+def _fallen(goal: float, x: Tree) -> bool:
+    return float(_largest(x)) <= goal
+
+
 def _largest(x: Tensor) -> Tensor:
     return ((1 + x**2).sqrt() - 1).max()
 
@@ -59,7 +63,7 @@ def conditioning(scale: Scale, seed: int) -> Evidence:
             for condition in (10.0, top):
                 problem, start = bowl(condition, n, s)
                 goal = 1e-4 * float(start)
-                found = fewest_steps(lambda x, goal=goal: float(_largest(x)) <= goal, problem, optimizer, rates, LIMIT, s, **hyper)
+                found = fewest_steps(functools.partial(_fallen, goal), problem, optimizer, rates, LIMIT, s, **hyper)
                 steps.append(min(found, LIMIT) if name == "gradient descent" else found)
             growth[name].append(steps[1] / steps[0])
     return Evidence([
@@ -112,8 +116,10 @@ def language_model(scale: Scale, seed: int) -> Evidence:
     steps = 150 if scale is Scale.QUICK else 5_000
     problem = tiny_lm(seed)
     goal = min(observed(problem, fl.Train(AdamW, lr=lr), steps, seed) for lr in (3e-3, 1e-2))
-    taken = min(steps_until(lambda x: problem.observe(x)["loss"] <= goal, problem, fl.Train(Sophia, lr=lr), 1.5 * steps, seed, every=10)
+    limit = 1.5 * steps
+    taken = min(steps_until(lambda x: problem.observe(x)["loss"] <= goal, problem, fl.Train(Sophia, lr=lr), limit, seed, every=10)
                 for lr in (2.4e-3, 8e-3))
-    capped = min(taken, 1.5 * steps)
-    return Evidence([at_most("steps to AdamW's loss / AdamW's steps", capped / steps, 0.999), recorded("AdamW's validation loss", goal)],
+    capped = min(taken, limit)
+    return Evidence([at_most("steps to AdamW's loss / AdamW's steps", capped / steps, 0.999),
+                     recorded("AdamW's validation loss", goal)],
                     notes=["Two learning rates each, Sophia's 0.8 times AdamW's; counted in tens of steps, cut at 1.5 times AdamW's."])

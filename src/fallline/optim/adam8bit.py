@@ -33,8 +33,8 @@ def _storage(block: int, min_size: int, options: EngineOptions) -> EngineOptions
 class Adam8bit(Optimizer):
     """Adam with both averages in 8 bits: θ ← θ − η m̂ / (√v̂ + ε).
 
-    2 bytes of state a parameter, and a float32 a block, for Adam's 8. Hyperparameters as for 32-bit Adam. A positive v never rounds to 0 (the
-    paper's nearest value may), since m / ε would follow.
+    2 bytes of state a parameter, and a float32 a block, for Adam's 8. Hyperparameters as for 32-bit Adam. A positive v never rounds
+    to 0 (the paper's nearest value may), since m / ε would follow.
 
     Parameters
     ----------

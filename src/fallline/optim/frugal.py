@@ -92,7 +92,6 @@ class Frugal(_BySubspace):
         if free not in ("sign", "sgd"):
             raise ValueError(f"free must be 'sign' or 'sgd', got {free!r}")
         self.density, self.gap, self.seed, self.blockwise = density, update_gap, seed, selector == "blockwise"
-        self._period, self._in_turn = -1, set[int]()
         matrices: Direction = Stateless(free)
         if not self.blockwise:
             matrices = InSubspace(PROJECTORS[selector](density, rank), Quotient(), update_gap, free, True, seed)
@@ -101,8 +100,12 @@ class Frugal(_BySubspace):
         super().__init__(params, matrices, defaults, options)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("density", "gap", "seed", "blockwise", "stateful", "_period", "_in_turn")
+        own = ("density", "gap", "seed", "blockwise", "stateful")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._period, self._in_turn = -1, set[int]()  # whose turn it is follows from the step count
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         direction = super().direction_for(p, group)

@@ -171,6 +171,8 @@ class Processes(Generic[Job, Out]):
 
 def _serve(connection: Connection, work: Callable[[Any], Any], core: int | None) -> None:
     """The life of a worker: it ends when the other end of the pipe does, also when its parent is killed."""
+    # A worker dies with its parent, yet its work may need processes of its own (a distributed method); daemons may not have any.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

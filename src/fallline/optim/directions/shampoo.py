@@ -72,6 +72,8 @@ class KroneckerRoots(Direction):
         return self.eps * torch.eye(n, device=p.device)
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        if g.numel() == 0:
+            return g, {}
         order = g.ndim - 1
         new: Tensors = {}
         u = g
@@ -85,7 +87,8 @@ class KroneckerRoots(Direction):
             new[f"statistics{i}"] = statistics
             root = s[f"root{i}"]
             if c.renew:
-                root = inverse_root(statistics, 2 * order, self.eps)
+                # A gradient that is not finite makes the update so, which is reported; it must not end the decomposition.
+                root = inverse_root(statistics.nan_to_num(), 2 * order, self.eps)
                 new[f"root{i}"] = root
             u = _times_mode(u, root, i)
         if self.momentum:

@@ -82,7 +82,8 @@ class SingularVectors(Orthonormal):
     """The gradient's top singular vectors (GaLore's choice)."""
 
     def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
-        side = g if g.shape[-2] <= g.shape[-1] else g.mT
+        # A gradient that is not finite makes the update so, which is reported; it must not end the decomposition.
+        side = (g if g.shape[-2] <= g.shape[-1] else g.mT).nan_to_num()
         u = torch.linalg.svd(side, full_matrices=False).U
         return u[..., : self.size(side.shape[-2])]
 
@@ -137,6 +138,11 @@ class RandomEntries(RandomColumns):
 
     def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
         return super().lift(coordinates, basis, like.flatten(1).unsqueeze(1)).view(like.shape)
+
+
+def _sign(g: Tensor) -> Tensor:
+    # The sign of NaN is 0, which would hide a broken gradient where no state remembers it.
+    return g.sign() + 0 * g
 
 
 PROJECTORS: dict[str, type[Projector]] = {
@@ -196,7 +202,7 @@ class InSubspace(Direction):
         update = self.scale * self.projector.lift(u, basis, g)
         if self.rest != "nothing":
             rest = g - self.projector.lift(coordinates, basis, g)
-            update = update + c.free * (rest.sign() if self.rest == "sign" else rest)
+            update = update + c.free * (_sign(rest) if self.rest == "sign" else rest)
         return update, {**new, "basis": basis} if renewed else dict(new)
 
 
@@ -210,7 +216,7 @@ class Stateless(Direction):
         return {"scale": group["free_lr_scale"]}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        return c.scale * (g.sign() if self.rest == "sign" else g), {}
+        return c.scale * (_sign(g) if self.rest == "sign" else g), {}
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} does not support sparse gradients (parameter {name}); "
                 "build the embedding with sparse=False"
             )
-        if p.is_complex() and not direction.supports_complex:
+        if p.is_complex() and not (direction.supports_complex and self.sentence.storage.supports_complex):
             raise RuntimeError(
                 f"{type(self).__name__} does not support complex parameters (parameter {name}); "
                 "store real and imaginary parts with torch.view_as_real"

@@ -66,6 +66,8 @@ class BlockwiseCodec(Codec):
 class Storage:
     """Full precision: an entry has its parameter's dtype, but float32 for bfloat16 and float16 parameters."""
 
+    supports_complex: ClassVar[bool] = True
+
     def codec(self, state: State, numel: int, working: torch.dtype) -> Codec:
         """The codec of one entry of a parameter with ``numel`` elements."""
         return Codec(state.dtype or working)
@@ -85,6 +87,8 @@ class Blockwise8bit(Storage):
 
     The map is the dynamic tree of Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv:2110.02861).
     """
+
+    supports_complex = False
 
     block: int = 2048
     min_size: int = 4096
