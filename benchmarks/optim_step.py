@@ -1,6 +1,6 @@
 """Time of one optimizer step, side by side with ``torch.optim.AdamW(fused=True)`` in one run.
 
-    python benchmarks/optim_step.py [--repeats 11] [--threads 2] [--only adamw,lion]
+    python benchmarks/optim_step.py [--repeats 15] [--threads 2] [--only adamw,lion]
 
 Every row is the ratio of medians over alternating repeats: all contestants take a step in turn, so that a disturbance
 hits them alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and 600 tensors of 1,000.
@@ -9,6 +9,7 @@ hits them alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import torch
 
 import fallline.optim as optim
+from harness import record
 
 Shapes = list[tuple[int, ...]]
 
@@ -38,6 +40,7 @@ CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimize
     "adamw, ignore": lambda p: optim.AdamW(p, nonfinite="ignore"),
     "lion": lambda p: optim.Lion(p),
     "lion compiled": lambda p: optim.Lion(p, compile=True),
+    "adam-8bit compiled": lambda p: optim.Adam8bit(p, compile=True),
 }
 
 
@@ -50,8 +53,8 @@ def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
     return params
 
 
-def race(shapes: Shapes, names: list[str], repeats: int) -> None:
-    """Print one table."""
+def race(shapes: Shapes, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
+    """Print and return one table."""
     optimizers, seconds = {}, {name: [] for name in names}
     first = {}
     for name in names:
@@ -66,24 +69,36 @@ def race(shapes: Shapes, names: list[str], repeats: int) -> None:
             optimizers[name].step()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(s) for name, s in seconds.items()}
+    rows = {}
     for name in names:
         ratio = medians[name] / medians["torch AdamW fused"]
+        rows[name] = {"ratio to torch AdamW fused": ratio, "milliseconds": 1e3 * medians[name], "first step in seconds": first[name],
+                      "state bytes a parameter": state_bytes(optimizers[name]) / sum(math.prod(s) for s in shapes)}
         print(f"  {name:26} {ratio:6.2f} x   {1e3 * medians[name]:8.2f} ms   first step {first[name]:6.2f} s")
+    return rows
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all state tensors."""
+    return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor) and t.ndim)
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="comma-separated words; rows that contain none of them are left out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     words = [w for w in options.only.split(",") if w]
     names = [n for n in CONTESTANTS if n == "torch AdamW fused" or not words or any(w in n for w in words)]
+    tables = {}
     for title, shapes in MODELS.items():
         print(f"{title} ({sum(p.numel() for p in parameters(shapes)):,} parameters)")
-        race(shapes, names, options.repeats)
+        tables[title] = race(shapes, names, options.repeats)
+    if not words:
+        record("optim_step", tables, threads=options.threads, repeats=options.repeats)
 
 
 if __name__ == "__main__":

@@ -207,10 +207,10 @@ def _gauss_newton_product(realisation: Problem, point: Tree) -> Callable[[Tree],
     outputs, pullback, *_ = torch.func.vjp(realisation.outputs, point)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"the model must return one tensor, got {type(outputs).__name__}; wrap it in a module that does")
-    # H is symmetric: reverse over reverse, which every loss allows (forward over reverse fails for torch's own mean squared error).
     def loss(f: Tensor) -> Tensor:
         return realisation.loss(f).reshape(())
 
+    # H is symmetric: reverse over reverse, which every loss allows (forward over reverse fails for torch's own mean squared error).
     curvature = torch.func.vjp(torch.func.grad(loss), outputs)[1]
 
     def product(v: Tree) -> Tree:

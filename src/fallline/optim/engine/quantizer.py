@@ -16,7 +16,6 @@ Source: T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer, arXiv:2110.02861.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,6 @@ class Line(NamedTuple):
     start: float
 
 
-@functools.cache
 def lines(signed: bool) -> tuple[Line, ...]:
     """The seven decades of the positive half of the map."""
     result: list[Line] = []
