@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from harness import record
 
 import fallline.optim as optim
-from harness import record
 
 Shapes = list[tuple[int, ...]]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py
 
-The driver: gradient descent on a 10-dimensional quadratic, ``solve`` against the bare loop over the same method, alternating. The import:
+The driver: gradient descent on a 10-dimensional quadratic, ``solve`` against the bare loop over the same method in turn. The import:
 ``import fallline`` in a fresh process, less ``import torch`` in another.
 """
 
@@ -14,9 +14,9 @@ import sys
 import time
 
 import torch
+from harness import record
 
 import fallline as fl
-from harness import record
 
 STEPS, REPEATS = 2_000, 15
 
