@@ -209,6 +209,8 @@ class PackedUnit(Unit):
         self.padded = self.sizes != self.lengths
         self.buffer = torch.zeros(self.total, dtype=dtype, device=device)
         self.parts = [self._part(i, self.buffer).view(t.shape) for i, t in enumerate(self.locals)]
+        self.gradient = torch.zeros_like(self.buffer)
+        self.gradient_parts = [self._part(i, self.gradient).view(t.shape) for i, t in enumerate(self.locals)]
 
     def _part(self, i: int, buffer: Tensor) -> Tensor:
         return buffer[self.offsets[i] : self.offsets[i] + self.lengths[i]]
@@ -220,14 +222,18 @@ class PackedUnit(Unit):
         return joined
 
     def load(self) -> Tensor:
-        self.buffer.copy_(self._join(self.locals))
+        torch._foreach_copy_(self.parts, self.locals)
         return self.tiled(self.buffer)
 
     def store(self, p: Tensor) -> None:
         torch._foreach_copy_(self.locals, self.parts)
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        return self.tiled(self._join(self.real(tensors)))
+        real = self.real(tensors)
+        if any(t.dtype != self.gradient.dtype for t in real):  # an estimate in a higher precision than the parameters'
+            return self.tiled(self._join(real))
+        torch._foreach_copy_(self.gradient_parts, real)
+        return self.tiled(self.gradient)
 
     def segments(self, x: Tensor) -> Tensor:
         return torch.stack([part.sum() for part in x.reshape(-1).split(self.sizes)])
