@@ -70,6 +70,14 @@ def test_oracles_agree_with_each_other():
         torch.testing.assert_close(product[name], (ahead[name] - here[name]) / step, rtol=1e-4, atol=1e-6)
 
 
+def test_curvature_can_be_asked_again_in_evaluation_mode():
+    model = network(norm=True).eval()
+    realisation = fl.Objective(model, cross_entropy)(*batch())
+    v = {n: torch.ones_like(p) for n, p in realisation.variables.items()}
+    first, second = realisation.hvp(None, v), realisation.hvp(None, v)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
 def test_training_observes_validation_in_evaluation_mode():
     model, data, held_out = network(dropout=0.9), batch(30), batch(10, seed=5)
     problem = fl.Training(model, cross_entropy, data, validation=held_out,

@@ -65,7 +65,8 @@ class ModelProblem(Problem):
                 yield
         self._moved = True
         for buffer, before in buffers:
-            buffer.copy_(before)
+            if not torch.equal(buffer, before):  # writing to one that did not move would spoil a graph that saved it
+                buffer.copy_(before)
 
     def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
         arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
