@@ -50,7 +50,7 @@ def _largest(x: Tensor) -> Tensor:
 @claim("from condition 10 to 1e3 Sophia needs at most 1.3 times the steps, gradient descent at least 30 times")
 def conditioning(scale: Scale, seed: int) -> Evidence:
     n, top = (50, 1e3) if scale is Scale.QUICK else (500, 1e4)
-    hutchinson: dict[str, Any] = {"estimator": "hutchinson", "weight_decay": 0.0, "k": 1}
+    hutchinson: dict[str, Any] = {"estimator": "hutchinson", "weight_decay": 0.0}
     sides: dict[str, tuple[Any, tuple[float, ...], dict[str, Any]]] = {
         "Sophia": (Sophia, (0.003, 0.01, 0.03, 0.1), hutchinson),
         "Adam": (Adam, (0.003, 0.01, 0.03, 0.1), {}),
@@ -84,6 +84,7 @@ def toy_function(scale: Scale, seed: int) -> Evidence:
     rates = (0.03, 0.1, 0.3, 0.01, 1.0, 0.003, 0.001)
     sides: dict[str, tuple[Any, dict[str, Any]]] = {
         "Sophia": (Sophia, {"estimator": "hutchinson", "weight_decay": 0.0, "k": 1, "betas": (0.0, 0.9), "gamma": 1.0}),
+        "Sophia at its defaults": (Sophia, {"estimator": "hutchinson", "weight_decay": 0.0}),
         "sign descent": (Lion, {"betas": (0.0, 0.0), "weight_decay": 1e-12}),
         "Adam": (Adam, {}),
         "gradient descent": (SGD, {}),
@@ -99,12 +100,17 @@ def toy_function(scale: Scale, seed: int) -> Evidence:
     problem = fl.Smooth(toy, point)
     for _ in range(20):
         point = point - torch.linalg.solve(problem.hessian(point), problem.gradient(point))
-    others = [count for name, count in steps.items() if name != "Sophia"]
+    others = [count for name, count in steps.items() if not name.startswith("Sophia")]
     return Evidence([
-        at_most("Sophia's steps / the fewest of the others", steps["Sophia"] / min(others), 1.0 - 1e-9),
+        at_most("steps of a clipped Newton step (no momentum, β₂ = 0.9, γ = 1, k = 1) / the fewest of the others",
+                steps["Sophia"] / min(others), 1.0 - 1e-9),
+        at_most("steps of Sophia at its defaults / the fewest of the others",
+                steps["Sophia at its defaults"] / min(others), 1.0 - 1e-9),
         exactly("where Newton's method ends along θ₁ (the maximum is at 0)", float(point[0]), 0.0, tolerance=1e-6),
         *(recorded(f"steps, {name}", count) for name, count in steps.items()),
-    ], notes=["The larger count of the two minima, each at the best of seven learning rates; within 0.05 of the minimum."])
+    ], notes=["The larger count of the two minima, each at the best of seven learning rates; within 0.05 of the minimum. "
+              "The first setting is the rule nearest to the paper's illustration, and was chosen here; the defaults are "
+              "judged beside it."])
 
 
 def _near(answer: Tensor, x: Tree) -> bool:
