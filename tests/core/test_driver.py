@@ -48,6 +48,11 @@ def test_budgets_end_a_run_at_the_first_boundary():
     assert result.nit == 5 and result.counts == {"gradients": 5, "samples": 25} and "samples" in result.message
 
 
+def test_rare_reports_do_not_stretch_a_budget():
+    result = fl.solve(noisy(), Descent(), fl.Budget(gradients=7), every=50)
+    assert result.nit == 7 and result.counts["gradients"] == 7
+
+
 @pytest.mark.parametrize("limits", [{}, {"steps": 0}, {"gradients": -1}, {"seconds": math.nan}, {"steps": "many"}])
 def test_a_budget_of_nothing_is_refused(limits):
     with pytest.raises(ValueError, match="budget"):

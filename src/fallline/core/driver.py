@@ -178,7 +178,7 @@ class _Run:
                 for _ in range(every):
                     self.state = self.method.step(self.problem, self.state)
                     self.step += 1
-                    if self.budget.limits.get("steps") == self.step:
+                    if self.counts.reached():  # a budget ends at a step, not at the next report
                         break
                 self.seconds += time.perf_counter() - began
                 self._report(callback, observe_every)
