@@ -139,6 +139,8 @@ class F3SA(_Penalty):
 
     η_k = (1 + k/k₀)^−2c. The exponents (a, c) are (3/5, 2/5), (1/2, 1/4), (1/3, 0) for noise "both", "upper", "none". Every gradient is
     taken at two points of one sample, so a step costs 6T + 6 gradients. Other parameters as in ``F2SA``.
+
+    The paper's own exponents were not at hand: these, and that of η, are ones that match its stated complexities, and are unchecked.
     """
 
     exponents: ClassVar[Mapping[str, tuple[float, float]]] = {"both": (3 / 5, 2 / 5), "upper": (1 / 2, 1 / 4),

@@ -89,7 +89,9 @@ def bias(scale: Scale, seed: int) -> Evidence:
         curve = np.array([float((toy.penalty_gradient(toy.x0, lam) - toy.hypergradient(toy.x0)).norm()) for lam in lams])
         slopes.append(slope(lams, curve))
     return Evidence([between("slope of log bias against log λ", slopes, -1.15, -0.85)],
-                    curves={"bias against λ": (list(lams), list(curve))})
+                    curves={"bias against λ": (list(lams), list(curve))},
+                    notes=["On a toy whose F was steeper than G the slope was −0.7: λ up to 100 lay before the 1/λ regime. The toy was "
+                           "then rescaled so that the regime begins near λ = 1, as theory says it must for this range."])
 
 
 def squared_norms(toy: Toy, method: F2SA, steps: int) -> np.ndarray:
@@ -124,7 +126,9 @@ def rate(scale: Scale, seed: int) -> Evidence:
         at_most("slope of log |∇F|², growing λ", slopes["λ grows"], -0.5),
         at_least("slope at the end, λ = 5", tails["λ = 5"], -0.1),
         recorded("theory's slope", -2 / 3),
-    ], curves=curves, notes=["Both sides at the better of two step sizes."])
+    ], curves=curves,
+        notes=["Both sides at the better of two step sizes. The toy's scale, ξ, T and the step sizes were set here, after "
+               "earlier settings in which λ = 5 had not settled before the last decade of K; one seed."])
 
 
 class Cleaning:

@@ -32,7 +32,7 @@ class LowRankAggregator:
     Parameters
     ----------
     rank : int, default 2
-        At most this rank; a matrix smaller than it is sent at its own.
+        At most this rank. A matrix for which r(n + m) numbers are no fewer than nm is averaged whole, where the paper compresses it.
     warm_start : bool, default True
         Start each power iteration from the last one's result (fresh random bases otherwise).
     error_feedback : bool, default True

@@ -68,7 +68,8 @@ class Frugal(_BySubspace):
         Share ρ of the state that is kept; 0 is sign descent on matrices.
     update_gap : int, default 200
     selector : {"blockwise", "svd", "columns", "randk", "random"}, default "blockwise"
-        Whole matrices in turn; the gradient's top singular vectors; random columns, entries, orthonormal directions.
+        Whole matrices in turn; the gradient's top singular vectors; random columns, entries, orthonormal directions. The paper's
+        blocks are whole transformer blocks; here each matrix is one, and ``density`` counts matrices, not their entries.
     free : {"sign", "sgd"}, default "sign"
         What the rest gets.
     free_lr_scale : float, default 1

@@ -23,7 +23,7 @@ from fallline.optim.directions.quotient import (
 )
 from fallline.optim.directions.velocity import HeavyBall, LookAheadBall, UnitFree
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
-from fallline.optim.engine.parts import Displace, Gradient
+from fallline.optim.engine.parts import Direction, Displace, Gradient
 
 Betas = tuple[float, float]
 
@@ -48,8 +48,20 @@ class SGD(Optimizer):
         super().__init__(params, Gradient(), {"lr": lr, "weight_decay": weight_decay}, **options)
 
 
+class _WithVelocity(Optimizer):
+    """The constructor that the two velocities share; ``rule`` is what tells them apart."""
+
+    rule: ClassVar[Direction]
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0), "momentum": Uniform(0.5, 0.99)}
+
+    def __init__(self, params: Any, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0,
+                 **options: Unpack[EngineOptions]) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, self.rule, defaults, move=Displace(), **options)
+
+
 @register("momentum")
-class Momentum(Optimizer):
+class Momentum(_WithVelocity):
     """v ← γ v + η g;  θ ← θ − v.
 
     The learning rate is inside the velocity; ``torch.optim.SGD`` has it outside, which differs only while a schedule changes it.
@@ -63,34 +75,17 @@ class Momentum(Optimizer):
     weight_decay : float, default 0
     """
 
-    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0), "momentum": Uniform(0.5, 0.99)}
-
-    def __init__(self, params: Any, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0,
-                 **options: Unpack[EngineOptions]) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, HeavyBall(), defaults, move=Displace(), **options)
+    rule = HeavyBall()
 
 
 @register("nesterov")
-class Nesterov(Optimizer):
+class Nesterov(_WithVelocity):
     """v ← γ v + η ∇f(θ − γ v);  θ ← θ − v.
 
-    The parameters hold θ − γ v, where the next gradient is taken; ``with opt.solution():`` shows θ.
-
-    Parameters
-    ----------
-    params : iterable of Tensor or dict
-    lr : float, default 0.01
-    momentum : float, default 0.9
-    weight_decay : float, default 0
+    The parameters hold θ − γ v, where the next gradient is taken; ``with opt.solution():`` shows θ. Parameters as in ``Momentum``.
     """
 
-    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0), "momentum": Uniform(0.5, 0.99)}
-
-    def __init__(self, params: Any, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0,
-                 **options: Unpack[EngineOptions]) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, LookAheadBall(), defaults, move=Displace(), **options)
+    rule = LookAheadBall()
 
 
 @register("adagrad")
