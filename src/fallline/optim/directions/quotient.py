@@ -2,6 +2,8 @@
 
     u = numerator(g, m) / denominator(g, v)
 
+Both sides are kept up to a factor, their ``scale``, so that debiasing costs one multiplication of u and not one of either side.
+
 Numerators: the gradient; its debiased average m̂ = m / (1 − β₁ᵗ), m ← β₁ m + (1 − β₁) g; the average seen one step ahead.
 Denominators: √v̂ + ε with v ← β₂ v + (1 − β₂) g² debiased; √(v + ε) as it is, of an average or of a sum; the decayed maximum of |g|.
 """
@@ -23,7 +25,11 @@ from fallline.optim.engine.state import State, like
 
 @dataclass(frozen=True)
 class Part:
-    """One side of the quotient, with its own state."""
+    """One side of the quotient, with its own state: what ``__call__`` returns times ``scale``."""
+
+    def scale(self, group: Mapping[str, Any], t: int) -> float:
+        """The factor of step ``t``."""
+        return 1.0
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         """Host numbers of step ``t``."""
@@ -34,7 +40,7 @@ class Part:
         return {}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        """The value and the new state."""
+        """The value over its scale, and the new state."""
         return g, {}
 
 
@@ -42,16 +48,18 @@ class Part:
 class Averaged(Part):
     """m̂ = m / (1 − β₁ᵗ) with m ← β₁ m + (1 − β₁) g."""
 
+    def scale(self, group: Mapping[str, Any], t: int) -> float:
+        return 1 / (1 - group["betas"][0] ** t)
+
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        beta1 = group["betas"][0]
-        return {"new1": 1 - beta1, "debias1": 1 / (1 - beta1**t)}
+        return {"new1": 1 - group["betas"][0]}
 
     def init(self, p: Tensor) -> dict[str, State]:
         return {"exp_avg": like(p)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         m = blend(s["exp_avg"], g, c.new1)
-        return m * c.debias1, {"exp_avg": m}
+        return m, {"exp_avg": m}
 
 
 @dataclass(frozen=True)
@@ -60,23 +68,26 @@ class LookAhead(Averaged):
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         m = blend(s["exp_avg"], g, c.new1)
-        return blend(m, g, c.new1) * c.debias1, {"exp_avg": m}
+        return blend(m, g, c.new1), {"exp_avg": m}
 
 
 @dataclass(frozen=True)
 class DebiasedSquares(Part):
     """√(v / (1 − β₂ᵗ)) + ε with v ← β₂ v + (1 − β₂) g²."""
 
+    def scale(self, group: Mapping[str, Any], t: int) -> float:
+        return 1 / math.sqrt(1 - group["betas"][1] ** t)
+
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         beta2 = group["betas"][1]
-        return {"keep2": beta2, "new2": 1 - beta2, "debias2": 1 / math.sqrt(1 - beta2**t), "eps": group["eps"]}
+        return {"keep2": beta2, "new2": 1 - beta2, "scaled_eps": group["eps"] / self.scale(group, t)}
 
     def init(self, p: Tensor) -> dict[str, State]:
         return {"exp_avg_sq": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         v = add_product(s["exp_avg_sq"] * c.keep2, c.new2, g, g)
-        return v.sqrt() * c.debias2 + c.eps, {"exp_avg_sq": v}
+        return v.sqrt() + c.scaled_eps, {"exp_avg_sq": v}
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,8 @@ class Quotient(Direction):
     denominator: Part = field(default_factory=DebiasedSquares)
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return self.numerator.coefficients(group, t) | self.denominator.coefficients(group, t)
+        scale = self.numerator.scale(group, t) / self.denominator.scale(group, t)
+        return {**self.numerator.coefficients(group, t), **self.denominator.coefficients(group, t), "scale": scale}
 
     def init(self, p: Tensor) -> dict[str, State]:
         return self.numerator.init(p) | self.denominator.init(p)
@@ -142,4 +154,8 @@ class Quotient(Direction):
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         above, new = self.numerator(g, s, c)
         below, more = self.denominator(g, s, c)
-        return above / below, {**new, **more}
+        u = above / below
+        return u * c.scale if self._scaled() else u, {**new, **more}
+
+    def _scaled(self) -> bool:
+        return any(type(part).scale is not Part.scale for part in (self.numerator, self.denominator))

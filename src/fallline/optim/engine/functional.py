@@ -114,7 +114,7 @@ def update(
         item, g = items[i], gradients[i]
         assert g is not None
         with reducing(whole if item.view is None else batched):
-            (x, *pieces), _ = item.kernel.whole(item.c, item.p, item.gradient(g), item.pieces(states[i]))
+            (x, *pieces), _, _ = item.kernel.whole(item.c, item.p, item.gradient(g), item.pieces(states[i]))
         assert x is not None
         new_params[i], new_states[i] = item.parameter(x), item.state(states[i], pieces)
     return new_params, new_states
@@ -154,7 +154,7 @@ def _two_passes(
         multiplier, scalars = rule(sums[i] | extra, old, coefficients)
         values = dict(vars(item.c))
         values["lr"] = values["lr"] * multiplier
-        (x, *pieces_), _ = item.kernel.second(Coefficients(values), item.p, directions[i], item.pieces(new_states[i]))
+        x, *pieces_ = item.kernel.second(Coefficients(values), item.p, directions[i], item.pieces(new_states[i]))
         assert x is not None
         new_params[i] = item.parameter(x)
         new_states[i] = item.state(new_states[i], pieces_) | scalars

@@ -71,15 +71,15 @@ class Kernel:
             new["average"] = self.average(x, s["average"], c)
         return x
 
-    def whole(self, c: Any, p: Tensor, g: Tensor, pieces: Pieces) -> tuple[list[Tensor | None], Tensor | None]:
-        """The new parameter and pieces, and a number that is not finite if the gradient or the point is not."""
+    def whole(self, c: Any, p: Tensor, g: Tensor, pieces: Pieces) -> tuple[list[Tensor | None], Tensor, Tensor]:
+        """The new parameter and pieces; the new point and the gradient in the working precision."""
         x = p.to(working_dtype(p.dtype))
         g = self.gradient(g, x, c)
         s = self.decode(pieces, x.dtype)
         u, new = self.direction(g, x, s, c)
         new = dict(new)
         x = self.finish(x, u, s, new, c)
-        return [x.to(p.dtype), *self.encode(new)], self.alarm(x, g)
+        return [x.to(p.dtype), *self.encode(new)], x, g
 
     def first(
         self, c: Any, p: Tensor, g: Tensor, pieces: Pieces, needs: tuple[str, ...]
@@ -91,12 +91,12 @@ class Kernel:
         u, new = self.direction(g, x, s, c)
         return self.encode(new), u, [STATISTICS[name](g, u, x, s) for name in needs]
 
-    def second(self, c: Any, p: Tensor, u: Tensor, pieces: Pieces) -> tuple[list[Tensor | None], Tensor | None]:
+    def second(self, c: Any, p: Tensor, u: Tensor, pieces: Pieces) -> list[Tensor | None]:
         """Of a step in two passes: the move."""
         x = p.to(working_dtype(p.dtype))
         new: dict[str, Tensor] = {}
         x = self.finish(x, u, self.decode(pieces, x.dtype), new, c)
-        return [x.to(p.dtype), *self.encode(new)], self.alarm(x, u)
+        return [x.to(p.dtype), *self.encode(new)]
 
     def observe(self, c: Any, name: str, value: Tensor, pieces: Pieces) -> list[Tensor | None]:
         """The pieces after an extra oracle's result."""
@@ -104,12 +104,13 @@ class Kernel:
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
     def alarm(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """Compiled, the maximum reads the new point, so that it joins the same loop; eagerly, a dot product is cheaper."""
+        """Compiled, the maximum reads the new point, so that it joins the same loop; eagerly, two sums are cheapest."""
         if not self.watch or x.numel() == 0:
             return None
         if torch.compiler.is_compiling():
             return (x + g * 0).abs().amax()
-        return torch.dot(x.reshape(-1), g.reshape(-1))
+        dtype = working_dtype(x.dtype)
+        return x.sum(dtype=dtype) + 0 * g.sum(dtype=dtype)
 
 
 def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
@@ -119,21 +120,13 @@ def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
             target.copy_(value)
 
 
-def run_eagerly(
-    kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: Pieces, chunked: bool
-) -> list[Tensor | None]:
-    """Take the step in place; returns the alarms."""
-    rows = max(1, CHUNK // numel_of_row(p)) if chunked else p.shape[0]
-    if p.shape[0] <= rows:
-        new, alarm = kernel.whole(c, p, g, pieces)
-        write((p, *pieces), new)
-        return [alarm]
-    alarms = []
+def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: Pieces, chunked: bool) -> Tensor | None:
+    """Take the step in place; returns the alarm, which looks at all chunks together: per chunk it would push out the cache."""
+    rows = max(1, CHUNK // numel_of_row(p)) if chunked else max(1, p.shape[0])
     for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
-        new, alarm = kernel.whole(c, part[0], part[1], part[2:])
+        new, _, _ = kernel.whole(c, part[0], part[1], part[2:])
         write((part[0], *part[2:]), new)
-        alarms.append(alarm)
-    return alarms
+    return kernel.alarm(p, g)
 
 
 def numel_of_row(p: Tensor) -> int:
@@ -157,9 +150,9 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor) -> Ca
                 torch._check(p.shape[1] == tile[0])
             numbers = packed.to(dtype)
             c = Coefficients({name: numbers[i] for i, name in enumerate(names)})
-            new, alarm = kernel.whole(c, p, g, pieces)
+            new, x, gradient = kernel.whole(c, p, g, pieces)
             write((p, *pieces), new)
-            return alarm
+            return kernel.alarm(x, gradient)
 
         _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True)
     return _compiled[key]

@@ -177,25 +177,26 @@ class Optimizer(torch.optim.Optimizer):
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
             for indices, unit in zip(bucket.indices, bucket.units, strict=True):
-                alarms = self._run(bucket, unit, numbers, indices)
-                found += [(alarm, unit) for alarm in alarms if alarm is not None]
+                alarm = self._run(bucket, unit, numbers, indices)
+                if alarm is not None:
+                    found.append((alarm, unit))
         return found
 
-    def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float], indices: list[int]) -> list[Tensor | None]:
+    def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float], indices: list[int]) -> Tensor | None:
         p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
         elementwise = direction.scope == "elementwise"
         if self.compile and elementwise and not direction.reduces and p.numel() >= SMALLEST_COMPILED:
             run = compiled(bucket.kernel, tuple(values), p, g)
-            alarms = [run(self._packed(bucket, values, p.device), p, g, unit.pieces)]
+            alarm = run(self._packed(bucket, values, p.device), p, g, unit.pieces)
         else:
             c = Coefficients(values)
             if not elementwise:
                 c.indices = indices
             chunked = elementwise and not direction.reduces
             with reducing(bucket.summing(unit)) if direction.reduces else nullcontext():
-                alarms = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)
+                alarm = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)
         unit.store(p)
-        return alarms
+        return alarm
 
     def _packed(self, bucket: Bucket, values: dict[str, float], device: torch.device) -> Tensor:
         if bucket.packed_at != bucket.step or bucket.packed is None:

@@ -82,11 +82,12 @@ def step(
         p = unit.load()
         scaled = multiplied(c, multiplier)
         if kept is None:
-            moved, alarm = bucket.kernel.whole(scaled, p, gradients[id(unit)], unit.pieces)
+            moved, _, _ = bucket.kernel.whole(scaled, p, gradients[id(unit)], unit.pieces)
         else:
-            moved, alarm = bucket.kernel.second(scaled, p, kept, unit.pieces)
+            moved = bucket.kernel.second(scaled, p, kept, unit.pieces)
         write((p, *unit.pieces), moved)
         unit.store(p)
+        alarm = bucket.kernel.alarm(p, gradients[id(unit)])
         if alarm is not None:
             alarms.append((alarm, unit))
     return alarms
