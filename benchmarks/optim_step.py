@@ -9,15 +9,22 @@ hits them alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from harness import record
 
 import fallline.optim as optim
+from fallline.optim.directions.quotient import Averaged, DebiasedSquares
+from fallline.optim.engine.arithmetic import blend
+from fallline.optim.engine.parts import DecoupledDecay, Direction
+from fallline.optim.engine.state import State, like
 
 Shapes = list[tuple[int, ...]]
 
@@ -40,8 +47,52 @@ CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimize
     "adamw, ignore": lambda p: optim.AdamW(p, nonfinite="ignore"),
     "lion": lambda p: optim.Lion(p),
     "lion compiled": lambda p: optim.Lion(p, compile=True),
+    "two averages": lambda p: TwoAverages(p),
+    "two averages compiled": lambda p: TwoAverages(p, compile=True),
     "adam-8bit compiled": lambda p: optim.Adam8bit(p, compile=True),
+    "pytorch-optimizer Lion": lambda p: peer("pytorch_optimizer", "Lion")(p),
+    "pytorch-optimizer Lion foreach": lambda p: peer("pytorch_optimizer", "Lion")(p, foreach=True),
+    "pytorch-optimizer AdEMAMix": lambda p: peer("pytorch_optimizer", "AdEMAMix")(p),
+    "pytorch-optimizer AdEMAMix foreach": lambda p: peer("pytorch_optimizer", "AdEMAMix")(p, foreach=True),
+    "HeavyBall AdamW": lambda p: peer("heavyball", "AdamW")(p),
+    "HeavyBall AdEMAMix": lambda p: peer("heavyball", "AdEMAMix")(p),
+    "bitsandbytes AdamW8bit": lambda p: peer("bitsandbytes.optim", "AdamW8bit")(p),
 }
+
+
+def peer(module: str, name: str) -> Callable[..., torch.optim.Optimizer]:
+    """A class of another library; the extra ``peers`` installs them."""
+    found: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
+    return found
+
+
+@dataclass(frozen=True)
+class FastAndSlow(Direction):
+    """u = (m̂ + α s) / (√v̂ + ε) with a fast average m and a slow one s: the words that AdEMAMix moves, without its schedules."""
+
+    fast: Averaged = field(default_factory=Averaged)
+    below: DebiasedSquares = field(default_factory=DebiasedSquares)
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> dict[str, float]:
+        own = {"debias1": self.fast.scale(group, t), "debias2": 1 / self.below.scale(group, t), "slow": 1e-4, "alpha": 5.0}
+        return {**self.fast.coefficients(group, t), **self.below.coefficients(group, t), **own}
+
+    def init(self, p: torch.Tensor) -> dict[str, State]:
+        return {**self.fast.init(p), **self.below.init(p), "slow_avg": like(p)}
+
+    def __call__(self, g: torch.Tensor, p: torch.Tensor, s: Any, c: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        m, new = self.fast(g, s, c)
+        root, more = self.below(g, s, c)
+        slow = blend(s["slow_avg"], g, c.slow)
+        return (m * c.debias1 + slow * c.alpha) / root * c.debias2, {**new, **more, "slow_avg": slow}
+
+
+class TwoAverages(optim.Optimizer):
+    """AdEMAMix-like, for the time it takes."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        defaults = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+        super().__init__(params, FastAndSlow(), defaults, move=DecoupledDecay(), **options)
 
 
 def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
@@ -62,7 +113,8 @@ def race(shapes: Shapes, names: list[str], repeats: int) -> dict[str, dict[str, 
         start = time.perf_counter()
         optimizers[name].step()
         first[name] = time.perf_counter() - start
-        optimizers[name].step()
+        for _ in range(2):
+            optimizers[name].step()
     for _ in range(repeats):
         for name in names:
             start = time.perf_counter()

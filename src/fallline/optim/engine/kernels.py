@@ -26,6 +26,9 @@ Pieces = tuple[Tensor, ...]
 CHUNK = 256 * 1024
 """Elements that eager kernels treat at a time, so that intermediate results stay in the cache."""
 
+COMPILED_CHUNK = 256 * 1024
+"""The same for compiled kernels of quantised state."""
+
 SMALLEST_COMPILED = 64
 """Shorter tensors run eagerly: lengths 0 and 1 would be specialised."""
 
@@ -156,6 +159,16 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor) -> Ca
 
         _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True)
     return _compiled[key]
+
+
+def run_compiled(run: Callable[..., Tensor | None], packed: Tensor, p: Tensor, g: Tensor, pieces: Pieces) -> Tensor | None:
+    """Take the step in place; returns the alarm. Quantised state is treated in parts: a block's scale must be known before its
+    codes, and what the kernel keeps between the two should stay in the cache."""
+    rows = max(1, COMPILED_CHUNK // p.shape[1]) if p.ndim > 1 else p.shape[0]
+    if p.shape[0] <= rows:
+        return run(packed, p, g, pieces)
+    alarms = [run(packed, part[0], part[1], part[2:]) for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True)]
+    return None if alarms[0] is None else torch.stack(alarms).sum()
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

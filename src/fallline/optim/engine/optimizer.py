@@ -19,7 +19,7 @@ from fallline.core.errors import NonFiniteError
 from . import functional, oracles, two_pass
 from .alarms import Alarms, all_finite
 from .hyperparameters import check_group
-from .kernels import SMALLEST_COMPILED, compiled, pack, run_eagerly
+from .kernels import SMALLEST_COMPILED, compiled, pack, run_compiled, run_eagerly
 from .loading import load_state
 from .parts import Add, Average, Coefficients, Direction, Move, StepSize
 from .plan import Bucket, Plan, Sentence, build, pointers
@@ -187,7 +187,7 @@ class Optimizer(torch.optim.Optimizer):
         elementwise = direction.scope == "elementwise"
         if self.compile and elementwise and not direction.reduces and p.numel() >= SMALLEST_COMPILED:
             run = compiled(bucket.kernel, tuple(values), p, g)
-            alarm = run(self._packed(bucket, values, p.device), p, g, unit.pieces)
+            alarm = run_compiled(run, self._packed(bucket, values, p.device), p, g, unit.pieces)
         else:
             c = Coefficients(values)
             if not elementwise:

@@ -55,11 +55,8 @@ class BlockwiseCodec(Codec):
         return (quantizer.decode(codes, self.signed) * scale.unsqueeze(-1)).to(dtype)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        codes, scale = quantizer.quantize_blocks(x.float(), self.signed)
-        if not self.signed:
-            # Deviation from the paper's nearest value: a positive second moment never becomes 0, where m / (√0 + ε) explodes.
-            codes = torch.where((codes == 0) & (x > 0), torch.ones_like(codes), codes)
-        return codes, scale
+        # Deviation from the paper's nearest value: a positive second moment never becomes 0, where m / (√0 + ε) explodes.
+        return quantizer.quantize_blocks(x.float(), self.signed, None if self.signed else 0.0)
 
 
 @dataclass(frozen=True)
