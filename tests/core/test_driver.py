@@ -12,6 +12,7 @@ import torch
 import fallline as fl
 from fallline.core.errors import CheckpointError, NonFiniteError, WrongProblem
 from fallline.core.method import Fitted
+from fallline.core.processes import run_gloo
 
 
 class Descent(fl.Method):
@@ -158,6 +159,11 @@ def test_a_checkpoint_of_another_run_or_a_corrupt_one_is_refused(tmp_path):
         fl.solve(noisy(), Descent(0.2), fl.Budget(steps=5), checkpoint=path)
     with pytest.raises(CheckpointError, match="key"):
         fl.solve(noisy(), Descent(), fl.Budget(steps=5), checkpoint=path, key=1)
+    cosine = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    trained = tmp_path / "trained.safetensors"
+    fl.solve(quadratic(), fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=3), checkpoint=trained)
+    with pytest.raises(CheckpointError, match=r"method.*schedule=.*lambda"):
+        fl.solve(quadratic(), fl.Train(torch.optim.SGD, schedule=cosine, lr=0.1), fl.Budget(steps=5), checkpoint=trained)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=r"cannot read.*run\.safetensors.*delete it"):
         fl.solve(noisy(), Descent(), fl.Budget(steps=5), checkpoint=path)
@@ -219,3 +225,47 @@ def test_fitted_is_a_problem_a_method_and_a_wrapper():
     mean = Fitted(lambda data: fl.Smooth(lambda x: ((x - data) ** 2).mean(), torch.zeros(())), Descent(0.5),
                   wrap=lambda result: round(float(result.x), 3))
     assert mean.fit(torch.tensor([1.0, 3.0]), budget=fl.Budget(steps=60)) == 2.0
+
+
+class Uneven(Descent):
+    """Ends on rank 1 only, in one of several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def step(self, problem, state):
+        if self.how == "raises" and state["t"] == 4:
+            raise NonFiniteError("the gradient is NaN")
+        return super().step(problem, state)
+
+    def report(self, problem, state):
+        report = super().report(problem, state)
+        return fl.Report(report.solution, gap=0.0 if self.how == "converges" and state["t"] >= 4 else 1.0)
+
+
+def together(rank, how):
+    """Two processes, of which the second has a reason to stop at step 4 (or fails in step 5)."""
+    mine = how if rank == 1 else "runs on"
+    budget = fl.Budget(steps=4 if mine == "small budget" else 9)
+    stop = (lambda moment: moment.step == 4) if mine == "callback" else None
+    result = fl.solve(quadratic(), Uneven(mine), budget, tol=1e-3, callback=stop, every=3 if how == "small budget" else 1,
+                      group=torch.distributed.group.WORLD)
+    return {"status": result.status, "steps": result.nit, "message": result.message, "last": float(result.trace[-1]["step"])}
+
+
+def every_way(rank):
+    return {how: together(rank, how) for how in ("small budget", "callback", "converges", "raises", "runs on")}
+
+
+def test_processes_agree_on_when_to_stop():
+    first, second = run_gloo(every_way, 2)
+    for how, status in (("small budget", "budget"), ("callback", "stopped"), ("converges", "converged"), ("raises", "nonfinite"),
+                        ("runs on", "budget")):
+        one, two = first[how], second[how]
+        assert one["status"] == two["status"] == status
+        assert two["steps"] == (9 if how == "runs on" else 4)
+        # The process that failed did so inside its fifth step; the other one had taken it.
+        assert one["steps"] == two["steps"] + (how == "raises")
+        assert how == "raises" or one["last"] == two["last"] == one["steps"]
+    assert "another process" in first["raises"]["message"] and "NaN" in second["raises"]["message"]

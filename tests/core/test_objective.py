@@ -153,3 +153,15 @@ def test_gauss_newton_bartlett_needs_logits():
 def test_bad_input(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_buffers_are_put_back_when_an_evaluation_fails():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    realisation = fl.Objective(model, lambda out, y: out.sum())(torch.randn(8, 3), torch.zeros(8))
+    realisation()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    model[1].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        realisation()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])

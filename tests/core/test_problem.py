@@ -5,6 +5,8 @@ import fallline as fl
 from fallline.core import tree
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
+from fallline.core.sets import L2Ball
+from fallline.core.terms import L1, L2
 
 
 def logistic(n=40, d=5, batch_size=8):
@@ -124,8 +126,37 @@ def test_linear_system_takes_matrices_and_functions():
         problem = fl.LinearSystem(A, b)
         torch.testing.assert_close(problem.residual(torch.ones(2)), b - matrix @ torch.ones(2))
     assert problem.observe(torch.zeros(2)) == {"residual_norm": pytest.approx(2**0.5)}
-    with pytest.raises(ValueError, match="square"):
-        fl.LinearSystem(torch.ones(3, 2), b)
+    with pytest.raises(ValueError, match="A must be 2 by 3 to fit b and x0, got shape"):
+        fl.LinearSystem(torch.ones(3, 3), b, torch.zeros(3))
+    with pytest.raises(TypeError, match="got str"):
+        fl.LinearSystem("A", b)
+
+
+def test_linear_systems_have_an_adjoint_where_one_is_known():
+    matrix, b, u = torch.tensor([[1.0, 2.0], [0.0, 3.0], [4.0, 0.0]]), torch.ones(3), torch.tensor([1.0, 2.0, 3.0])
+    rectangular = fl.LinearSystem(matrix, b)
+    function = fl.LinearSystem(lambda v: matrix @ v, b, torch.zeros(2), adjoint=lambda w: matrix.T @ w)
+    for problem in (rectangular, fl.LinearSystem(matrix.to_sparse(), b), function):
+        torch.testing.assert_close(problem.rmatvec(u), matrix.T @ u)
+        assert problem.x0.shape == (2,) and problem.counts["matvecs"] == 1
+    with pytest.raises(MissingOracle, match="adjoint="):
+        fl.LinearSystem(lambda v: v, b).rmatvec(u)
+
+
+def test_terms_and_sets_act_on_nested_variables():
+    x = {"a": torch.tensor([3.0, -0.5]), "b": (torch.tensor([[4.0]]),)}
+    smooth = fl.Smooth(lambda x: x["a"].sum(), x)
+    entrywise = fl.Composite(smooth, L1(1.0))
+    assert float(entrywise.value(x)) == 2.5 + 7.5
+    moved = entrywise.prox(x, 1.0)
+    torch.testing.assert_close(moved, {"a": torch.tensor([2.0, 0.0]), "b": (torch.tensor([[3.0]]),)})
+    joint = fl.Composite(smooth, L2(1.0, dim=None))
+    length = (9 + 0.25 + 16) ** 0.5
+    assert float(joint.value(x)) == pytest.approx(2.5 + length)
+    torch.testing.assert_close(joint.prox(x, 1.0), tree.scale(1 - 1 / length, x))
+    ball = fl.Constrained(smooth, L2Ball(1.0, dim=None))
+    torch.testing.assert_close(ball.project(x), tree.scale(1 / length, x))
+    assert ball.linear_minimize(x)["b"][0].shape == (1, 1)
 
 
 def test_black_box_counts_every_point_and_has_no_gradient():

@@ -17,6 +17,7 @@ from fallline.optim.engine import plan
 NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
+            "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
             "adam-8bit": {"min_size": 1, "block": 16}, "sgdm-8bit": {"min_size": 1, "block": 16}}
 
 

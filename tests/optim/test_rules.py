@@ -318,3 +318,42 @@ def test_bad_hyperparameters_are_named(make, message):
 def test_a_large_lion_step_without_decay_is_warned_of():
     with pytest.warns(UserWarning, match=r"lr=0\.01"):
         optim.Lion([torch.nn.Parameter(torch.ones(2))], lr=0.01)
+
+
+def test_t_dog_is_damped_by_the_proof_s_constants():
+    x = torch.nn.Parameter(torch.tensor([3.0, -1.0], dtype=torch.float64))
+    start, point, total, radius = x.detach().clone(), x.detach().clone(), 0.0, 0.0
+    optimizer = optim.TDoG([x], lipschitz=2.0, horizon=50, delta=0.1, reps_rel=1e-2)
+    theta = math.log(60 * math.log(300) / 0.1)
+    for t in range(1, 6):
+        g = point.clone()
+        radius = max(radius, float((point - start).norm()), 1e-2 * (1 + float(start.norm())) if t == 1 else 0.0)
+        damped = 8**4 * theta**2 * (1 + math.log(1 + t)) ** 2 * (total + 16 * 4)
+        total += float(g @ g)
+        point = point - radius / math.sqrt(damped) * g
+        x.grad = x.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(x.detach(), point, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
+def test_state_is_carried_to_a_new_subspace(shape):
+    generator = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    p = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    optimizer = optim.Frugal([p], lr=1.0, rank=2, update_gap=2, selector="svd", renewal="reproject", free_lr_scale=0.0)
+    for g in gradients[:2]:
+        p.grad = g.clone()
+        optimizer.step()
+    old = {name: optimizer.state[p][name].clone() for name in ("basis", "exp_avg", "exp_avg_sq")}
+    p.grad = gradients[2].clone()
+    optimizer.step()
+    new = optimizer.state[p]
+    rotation = new["basis"].mT @ old["basis"]
+    wide = shape[0] <= shape[1]
+    turn = lambda r, c: r @ c if wide else c @ r.mT
+    seen = new["basis"].mT @ gradients[2] if wide else gradients[2] @ new["basis"]
+    torch.testing.assert_close(new["exp_avg"], 0.9 * turn(rotation, old["exp_avg"]) + 0.1 * seen)
+    torch.testing.assert_close(new["exp_avg_sq"], 0.999 * turn(rotation.square(), old["exp_avg_sq"]) + 0.001 * seen.square())
+    with pytest.raises(ValueError, match="renewal must be 'discard'"):
+        optim.Frugal([p], renewal="reproject")

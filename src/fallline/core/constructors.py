@@ -65,7 +65,8 @@ def Smooth(
 def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
     """min f(x) + r(x): ``value`` is the sum, ``smooth`` the problem of f alone, ``prox`` that of r.
 
-    ``term`` has ``value(x)`` and ``prox(x, step)``. There is no ``gradient`` of the sum: proximal methods take
+    ``term`` has ``value(x)`` and ``prox(x, step)``. On nested variables it acts tensor by tensor, unless its ``dim`` is None, which
+    makes all of them one vector. There is no ``gradient`` of the sum: proximal methods take
     ``problem.smooth.gradient`` and ``problem.prox``.
     """
     for needed in ("value", "prox"):
@@ -73,9 +74,33 @@ def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
             raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
     smooth.require("value", by="Composite")
     value = smooth._oracles["value"]
-    oracles = {"value": lambda x: value(x) + term.value(x), "prox": term.prox}
+    oracles = {"value": lambda x: value(x) + _summed(term, x), "prox": _leafwise(term, term.prox)}
     inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth}}
     return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
+
+
+def _is_joint(term: Any) -> bool:
+    return getattr(term, "dim", 0) is None
+
+
+def _summed(term: Any, x: Tree) -> Tensor:
+    """The value of a term of one tensor on nested variables."""
+    if isinstance(x, Tensor) or _is_joint(term):
+        return term.value(x if isinstance(x, Tensor) else tree.flatten(x))
+    return torch.stack([term.value(leaf) for leaf in tree.leaves(x)]).sum()
+
+
+def _leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
+    """A map of one tensor to one of its shape (``prox``, ``project``, ``linear_minimize`` of ``term``), on nested variables."""
+
+    def apply(x: Tree, *arguments: Any) -> Tree:
+        if isinstance(x, Tensor):
+            return function(x, *arguments)
+        if _is_joint(term):
+            return tree.unflatten(function(tree.flatten(x), *arguments), x)
+        return tree.map(lambda leaf: function(leaf, *arguments), x)
+
+    return apply
 
 
 def _draw_composite(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
@@ -92,14 +117,15 @@ def Constrained(
 ) -> Problem:
     """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
 
-    ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both); the constraint functions return 1-D tensors.
+    ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in
+    ``Composite``; the constraint functions return 1-D tensors.
     """
     if set is None and equality is None and inequality is None:
         raise ValueError("Constrained needs a set, an equality or an inequality; without any use Smooth")
     oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality)}
     for name in ("project", "linear_minimize"):
         if hasattr(set, name):
-            oracles[name] = getattr(set, name)
+            oracles[name] = _leafwise(set, getattr(set, name))
     return Problem(smooth.x0, oracles, **{"kind": "constrained", "name": smooth.name, "facts": smooth.facts, **options})
 
 
@@ -183,17 +209,31 @@ def FiniteSum(
     return whole
 
 
-def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, **options: Any) -> Problem:
-    """A x = b for a dense or sparse matrix, or an operator with ``matvec``.
+def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, *, adjoint: Callable[[Tensor], Tensor] | None = None,
+                 **options: Any) -> Problem:
+    """A x = b for a dense or sparse matrix, or an operator with ``matvec``; in the least-squares sense if A is not square.
 
-    Offers ``matvec(v)``, ``residual(x) = b − A x``; ``problem.b`` is the right-hand side.
+    Offers ``matvec(v)``, ``rmatvec(u) = Aᵀ u``, ``residual(x) = b − A x``; ``problem.b`` is the right-hand side.
+
+    Parameters
+    ----------
+    A : tensor (m, n), operator, or callable ``v -> A v``
+    b : Tensor (m,)
+    x0 : Tensor (n,), optional
+        Zero by default; needed where n is not known: a function that is not square.
+    adjoint : callable ``u -> Aᵀ u``, optional
+        For functions and operators without ``rmatvec``; a matrix has its own.
     """
-    apply = A.matvec if hasattr(A, "matvec") else (A if callable(A) and not isinstance(A, Tensor) else lambda v: A @ v)
-    shape = tuple(getattr(A, "shape", (len(b), len(b))))
-    if shape != (len(b), len(b)):
-        raise ValueError(f"A must be square and fit b of length {len(b)}, got shape {shape}")
-    start = torch.zeros_like(b) if x0 is None else x0
-    oracles = {"matvec": apply, "residual": lambda x: b - apply(x)}
+    matrix = isinstance(A, Tensor)
+    if not (matrix or hasattr(A, "matvec") or callable(A)):
+        raise TypeError(f"A must be a matrix, an operator with matvec, or a function v -> A v, got {type(A).__name__}")
+    apply = A.matvec if hasattr(A, "matvec") else (lambda v: A @ v) if matrix else A
+    transpose = adjoint or getattr(A, "rmatvec", None) or ((lambda u: A.mT @ u) if matrix else None)
+    shape = tuple(getattr(A, "shape", (len(b), len(b) if x0 is None else len(x0))))
+    start = b.new_zeros(shape[1]) if x0 is None else x0
+    if shape != (len(b), len(start)):
+        raise ValueError(f"A must be {len(b)} by {len(start)} to fit b and x0, got shape {shape}")
+    oracles = {"matvec": apply, "residual": lambda x: b - apply(x), **_given(rmatvec=transpose)}
 
     def observer(problem: Problem, x: Tree) -> dict[str, float]:
         return {"residual_norm": float(torch.linalg.vector_norm(problem.residual(x)))}

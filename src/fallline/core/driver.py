@@ -30,6 +30,7 @@ from fallline.core.problem import Problem
 from fallline.core.result import Result
 
 STATUSES = ("running", "converged", "budget", "stopped", "interrupted", "failed", "nonfinite")
+ENDED_WHOLE = ("converged", "budget", "stopped")
 DEFAULT_BUDGET = Budget(steps=1_000)
 # A solution up to this size is looked at for NaNs at every report; a larger one at observations and at the end.
 SMALL = 10_000
@@ -136,6 +137,7 @@ class _Run:
         self.status, self.message = "running", ""
         self.state: State = {}
         self.current: Report | None = None
+        self.reported = -1
 
     # ------------------------------------------------------------ start, go on
 
@@ -175,14 +177,12 @@ class _Run:
             self._report(callback, observe_every)
             while not self._agree(interrupted()):
                 began = time.perf_counter()
-                for _ in range(every):
-                    self.state = self.method.step(self.problem, self.state)
-                    self.step += 1
-                    if self.counts.reached():  # a budget ends at a step, not at the next report
-                        break
+                self.state = self.method.step(self.problem, self.state)
+                self.step += 1
                 self.seconds += time.perf_counter() - began
-                self._report(callback, observe_every)
-                show()
+                if self.step % every == 0:
+                    self._report(callback, observe_every)
+                    show()
                 if path is not None and time.monotonic() - saved >= checkpoint_seconds:
                     self.save(path)
                     saved = time.monotonic()
@@ -190,7 +190,10 @@ class _Run:
             self._end("interrupted", "interrupted inside a step: the answer is of the last whole report")
         except NonFiniteError as error:
             self._end("nonfinite", str(error))
-        if path is not None and self.status in ("converged", "budget", "stopped", "interrupted"):
+            self._tell()
+        if self.status in ENDED_WHOLE and self.reported != self.step:  # a run ends at its step, not at the last report
+            self._report(None, None)
+        if path is not None and self.status in (*ENDED_WHOLE, "interrupted"):
             self.save(path)
 
     def _report(self, callback: Callable[[Moment], Any] | None, observe_every: int | None) -> None:
@@ -199,7 +202,7 @@ class _Run:
         self.value = None if report.value is None else float(report.value)
         self.gap = None if report.gap is None else float(report.gap)
         self.seconds += time.perf_counter() - began
-        self.current = report
+        self.current, self.reported = report, self.step
         observing = observe_every is not None and self.step % observe_every == 0
         if not (_finite(self.value) and _finite(self.gap) and self._finite_solution(report)):
             self._end("nonfinite", f"a value, gap or variable became NaN or infinite by step {self.step}")
@@ -223,12 +226,17 @@ class _Run:
                 self._end("interrupted", f"interrupted after step {self.step}")
             elif limit := self.counts.reached():
                 self._end("budget", f"the budget's {limit} are used up after step {self.step}")
-        if self.group is not None:
-            code = torch.tensor(STATUSES.index(self.status))
-            torch.distributed.all_reduce(code, torch.distributed.ReduceOp.MAX, group=self.group)
-            if STATUSES[int(code)] != self.status:
-                self._end(STATUSES[int(code)], f"another process ended the run at step {self.step}")
+        self._tell()
         return self.status != "running"
+
+    def _tell(self) -> None:
+        """Let all processes of the group take the gravest status among them; each calls this once a step, or once when it fails."""
+        if self.group is None:
+            return
+        code = torch.tensor(STATUSES.index(self.status))
+        torch.distributed.all_reduce(code, torch.distributed.ReduceOp.MAX, group=self.group)
+        if STATUSES[int(code)] != self.status:
+            self._end(STATUSES[int(code)], f"another process ended the run at step {self.step}")
 
     def _end(self, status: str, message: str) -> None:
         self.status, self.message = status, message
@@ -256,7 +264,7 @@ class _Run:
             self.value = self.gap = None
             self.current = Report(self.problem.x0)
         solution = tree.clone(self.current.resolve())
-        if self.status in ("budget", "converged", "stopped") and not tree.all_finite(solution):
+        if self.status in ENDED_WHOLE and not tree.all_finite(solution):
             self._end("nonfinite", f"a variable became NaN or infinite by step {self.step}")
         self._record(observing=False)
         return Result(x=solution, status=self.status, message=self.message, nit=self.step, fun=self.value, gap=self.gap,

@@ -224,7 +224,16 @@ class Train(Method):
     def __repr__(self) -> str:
         name = getattr(self.optimizer, "__name__", str(self.optimizer))
         settings = "".join(f", {k}={v!r}" for k, v in self.hyperparameters.items())
-        return f"Train({name}{settings})"
+        schedule = "" if self.schedule is None else f", schedule={_described(self.schedule)}"
+        return f"Train({name}{settings}{schedule})"
+
+
+def _described(function: Callable[..., Any]) -> str:
+    """A function's name and the plain values it holds, so that a checkpoint is not resumed with another one."""
+    name = getattr(function, "__qualname__", repr(type(function).__name__))
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    held = [repr(value) for value in cells if isinstance(value, bool | int | float | str)]
+    return f"{name}({', '.join(held)})"
 
 
 class Fitted:

@@ -56,17 +56,20 @@ class ModelProblem(Problem):
     def _frozen(self) -> Iterator[None]:
         """Replay the random masks of the first evaluation, and let buffers move only in that one."""
         buffers = [] if not self._moved else [(b, b.clone()) for b in self.model.buffers()]
-        if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
-            self._rng_state = torch.get_rng_state()
-            yield
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(self._rng_state)
+        try:
+            if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
+                self._rng_state = torch.get_rng_state()
                 yield
-        self._moved = True
-        for buffer, before in buffers:
-            if not torch.equal(buffer, before):  # writing to one that did not move would spoil a graph that saved it
-                buffer.copy_(before)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.set_rng_state(self._rng_state)
+                    yield
+            self._moved = True
+        finally:
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):  # writing to one that did not move would spoil a graph that saved it
+                    with torch.no_grad():
+                        buffer.copy_(before)
 
     def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
         arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)

@@ -29,6 +29,7 @@ REMEDIES = {
     "linear_minimize": "build the problem with Constrained(smooth, set)",
     "values": "build the problem with BlackBox(fun, x0)",
     "matvec": "build the problem with LinearSystem(A, b)",
+    "rmatvec": "build the problem with LinearSystem(A, b, adjoint=...), or from a matrix",
     "residual": "build the problem with LinearSystem(A, b)",
     "operator": "build the problem with Saddle(fun, x0, y0)",
     "upper": "build the problem with Bilevel(upper, lower, x0, y0)",
@@ -218,6 +219,10 @@ class Problem:
     def matvec(self, v: Tensor) -> Tensor:
         """Return ``A v``."""
         return self._ask("matvec", "matvecs", v)
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        """Return ``Aᵀ u``."""
+        return self._ask("rmatvec", "matvecs", u)
 
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b − A x``."""

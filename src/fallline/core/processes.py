@@ -16,6 +16,7 @@ def _worker(rank: int, function: Callable[..., Any], world: int, folder: str, ar
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"{rank}.pt")
+        torch.distributed.barrier()  # gloo aborts a process whose peer leaves while messages are under way
     finally:
         torch.distributed.destroy_process_group()
 

@@ -18,7 +18,7 @@ from fallline.core.keys import Key
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.quotient import Quotient
-from fallline.optim.directions.subspace import PROJECTORS, InSubspace, Projector, Rest, Restarted, Stateless
+from fallline.optim.directions.subspace import PROJECTORS, InSubspace, Projector, Renewal, Rest, Restarted, Stateless
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction
@@ -56,9 +56,9 @@ class _BySubspace(Optimizer):
 class Frugal(_BySubspace):
     """u = Pᵀ Adam(P g) + s · sign(g − Pᵀ P g) for matrices, Adam for the rest;  W ← (1 − η λ) W − η u.
 
-    A new subspace every ``update_gap`` steps; the old state is discarded, and Adam's debiasing starts anew. Parameter groups with
-    ``role`` (from ``roles(model)``, or ``Frugal.for_model(model)``) tell matrices from embeddings and the head; without roles every
-    tensor of two or more dimensions is a matrix.
+    A new subspace every ``update_gap`` steps; the old state is discarded by default, and Adam's debiasing starts anew. Groups
+    with ``role`` (from ``roles(model)``, or ``Frugal.for_model(model)``) tell matrices from embeddings and the head; without roles
+    every tensor of two or more dimensions is a matrix.
 
     Parameters
     ----------
@@ -81,21 +81,25 @@ class Frugal(_BySubspace):
         Dimensions of the subspace, instead of ``density``.
     seed : int, default 0
         Of the subspaces and of the order of blocks.
+    renewal : {"discard", "reproject"}, default "discard"
+        What becomes of the state when the subspace changes; blocks always discard it.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, density: float = 0.25, update_gap: int = 200,
                  selector: Selector = "blockwise", free: Literal["sign", "sgd"] = "sign", free_lr_scale: float = 1.0,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
-                 rank: int | None = None, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
+                 rank: int | None = None, seed: int = 0, renewal: Renewal = "discard", **options: Unpack[EngineOptions]) -> None:
         _check(density, update_gap, rank)
         if selector != "blockwise" and selector not in PROJECTORS:
             raise ValueError(f"selector must be 'blockwise', {', '.join(map(repr, PROJECTORS))}, got {selector!r}")
         if free not in ("sign", "sgd"):
             raise ValueError(f"free must be 'sign' or 'sgd', got {free!r}")
+        if renewal not in ("discard", "reproject") or (renewal == "reproject" and selector == "blockwise"):
+            raise ValueError(f"renewal must be 'discard', or 'reproject' with a selector other than 'blockwise', got {renewal!r}")
         self.density, self.gap, self.seed, self.blockwise = density, update_gap, seed, selector == "blockwise"
         matrices: Direction = Stateless(free)
         if not self.blockwise:
-            matrices = InSubspace(PROJECTORS[selector](density, rank), Quotient(), update_gap, free, True, seed)
+            matrices = InSubspace(PROJECTORS[selector](density, rank), Quotient(), update_gap, free, renewal, seed)
         self.stateful = Restarted(Quotient(), update_gap)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "free_lr_scale": free_lr_scale}
         super().__init__(params, matrices, defaults, options)
@@ -162,7 +166,7 @@ class GaLore(_BySubspace):
         _check(1.0, update_gap, rank)
         projector: Projector = PROJECTORS["svd"](rank=rank)
         rest: Rest = "nothing"
-        matrices = InSubspace(projector, Quotient(), update_gap, rest, False, scale=scale)
+        matrices = InSubspace(projector, Quotient(), update_gap, rest, "keep", scale=scale)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, matrices, defaults, options)
 

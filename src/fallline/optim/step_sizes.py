@@ -11,6 +11,7 @@ Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,7 +42,24 @@ class DistanceOverGradients(StepSize):
         floor = c.first * c.reps_rel * (1 + statistics["parameter_norm_squared"].sqrt())
         radius = torch.maximum(torch.maximum(s["radius"], statistics["distance_squared"].sqrt()), floor)
         gradients = s["gradients"] + statistics["gradient_norm_squared"]
-        return radius / (gradients + c.eps).sqrt(), {"radius": radius, "gradients": gradients}
+        return radius / self.damped(s["gradients"], gradients, c).sqrt(), {"radius": radius, "gradients": gradients}
+
+    def damped(self, before: Tensor, gradients: Tensor, c: Any) -> Tensor:
+        """What stands under the root, from G_{t−1} and G_t."""
+        return gradients + c.eps
+
+
+@dataclass(frozen=True)
+class DampedDistanceOverGradients(DistanceOverGradients):
+    """T-DoG: η_t = r̄_t / √(8⁴ θ² log₊²(1 + t) (G_{t−1} + 16 ℓ²)), θ = ln(60 ln(6 T) / δ), log₊ x = 1 + ln x."""
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        theta = math.log(60 * math.log(6 * group["horizon"]) / group["delta"])
+        damping = 8**4 * theta**2 * (1 + math.log(1 + t)) ** 2
+        return {**super().coefficients(group, t), "damping": damping, "bound": 16 * group["lipschitz"] ** 2}
+
+    def damped(self, before: Tensor, gradients: Tensor, c: Any) -> Tensor:
+        return c.damping * (before + c.bound)
 
 
 @dataclass(frozen=True)

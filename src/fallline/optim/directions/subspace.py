@@ -3,8 +3,8 @@
     P, Pᵀ: project onto a subspace and lift back, chosen anew every ``gap`` steps
     u = scale · Pᵀ inner(P g) + free_lr_scale · rest(g − Pᵀ P g)
 
-FRUGAL: rest = sign (or the gradient), and the inner state starts anew with each subspace. GaLore: rest = nothing, and the inner
-state stays.
+FRUGAL: rest = sign (or the gradient), and the inner state starts anew with each subspace, or is carried over to it: m ← P Pᵀ_old m, and
+for an average of squares v ← (P Pᵀ_old)∘² v, which stays nonnegative. GaLore: rest = nothing, and the inner state stays as it is.
 
 Zmushko et al.: FRUGAL, ICML 2025, arXiv 2411.07837. Zhao et al.: GaLore, ICML 2024, arXiv 2403.03507.
 """
@@ -24,6 +24,8 @@ from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State
 
 Rest = Literal["sign", "sgd", "nothing"]
+Renewal = Literal["discard", "reproject", "keep"]
+"""What becomes of the inner state when the subspace changes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Projector:
         """Pᵀ c, shaped like ``like``."""
         raise NotImplementedError
 
+    def carry(self, c: Tensor, old: Tensor, new: Tensor, like: Tensor, nonnegative: bool) -> Tensor:
+        """P Pᵀ_old c."""
+        return self.project(self.lift(c, old, like), new)
+
 
 @dataclass(frozen=True)
 class Orthonormal(Projector):
@@ -75,6 +81,12 @@ class Orthonormal(Projector):
 
     def lift(self, coordinates: Tensor, basis: Tensor, like: Tensor) -> Tensor:
         return basis @ coordinates if like.shape[-2] <= like.shape[-1] else coordinates @ basis.mT
+
+    def carry(self, c: Tensor, old: Tensor, new: Tensor, like: Tensor, nonnegative: bool) -> Tensor:
+        rotation = new.mT @ old
+        if nonnegative:
+            rotation = rotation.square()
+        return rotation @ c if like.shape[-2] <= like.shape[-1] else c @ rotation.mT
 
 
 @dataclass(frozen=True)
@@ -162,8 +174,8 @@ class InSubspace(Direction):
     gap : int
         Steps between subspaces.
     rest : {"sign", "sgd", "nothing"}
-    restart : bool
-        Whether the inner state and its step count start anew with each subspace.
+    renewal : {"discard", "reproject", "keep"}
+        What becomes of the inner state with each new subspace; its step count starts anew only if it is discarded.
     seed : int
         Of random subspaces.
     scale : float
@@ -175,12 +187,12 @@ class InSubspace(Direction):
     inner: Direction
     gap: int = 200
     rest: Rest = "sign"
-    restart: bool = True
+    renewal: Renewal = "discard"
     seed: int = 0
     scale: float = 1.0
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        inner_t = (t - 1) % self.gap + 1 if self.restart else t
+        inner_t = (t - 1) % self.gap + 1 if self.renewal == "discard" else t
         return {**self.inner.coefficients(group, inner_t), "t": float(t), "free": group.get("free_lr_scale", 0.0)}
 
     def init(self, p: Tensor) -> dict[str, State]:
@@ -195,8 +207,7 @@ class InSubspace(Direction):
         renewed = int(c.t - 1) % self.gap == 0
         if renewed:
             basis = self.projector.choose(g, [Key(self.seed).fold(int(i), int(c.t)) for i in c.indices])
-            if self.restart:
-                state = {name: torch.zeros_like(value) for name, value in s.items()}
+            state = self._renewed(s, basis, g)
         coordinates = self.projector.project(g, basis)
         u, new = self.inner(coordinates, coordinates, state, c)
         update = self.scale * self.projector.lift(u, basis, g)
@@ -204,6 +215,15 @@ class InSubspace(Direction):
             rest = g - self.projector.lift(coordinates, basis, g)
             update = update + c.free * (_sign(rest) if self.rest == "sign" else rest)
         return update, {**new, "basis": basis} if renewed else dict(new)
+
+    def _renewed(self, s: Tensors, basis: Tensor, g: Tensor) -> Tensors:
+        """The inner state for a new basis."""
+        if self.renewal == "keep":
+            return s
+        if self.renewal == "discard":
+            return {name: torch.zeros_like(value) for name, value in s.items()}
+        declared = self.inner.init(torch.empty(self.projector.coordinates((g.shape[-2], g.shape[-1])), device="meta"))
+        return {name: self.projector.carry(s[name], s["basis"], basis, g, entry.nonnegative) for name, entry in declared.items()}
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,9 @@ def run_compiled(run: Callable[..., Tensor | None], packed: Tensor, p: Tensor, g
     rows = max(1, COMPILED_CHUNK // p.shape[1]) if p.ndim > 1 else p.shape[0]
     if p.shape[0] <= rows:
         return run(packed, p, g, pieces)
-    alarms = [run(packed, part[0], part[1], part[2:]) for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True)]
-    return None if alarms[0] is None else torch.stack(alarms).sum()
+    parts = zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True)
+    alarms = [alarm for part in parts if (alarm := run(packed, part[0], part[1], part[2:])) is not None]
+    return torch.stack(alarms).sum() if alarms else None
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
