@@ -86,6 +86,30 @@ def test_elementwise_state_is_sharded(runs):
     assert sum(run["adamw"]["state"] for run in runs) == 2 * parameters
 
 
+def tensor_parallel(rank, names):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for name in names:
+        model = parallelize_module(network(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        train(model, make(name, model.parameters()), 4)
+        found[name] = [whole(p) for p in model.parameters()]
+    return found
+
+
+def test_tensor_parallel_training_equals_one_process():
+    # Parameters are split by rows, by columns, replicated, or ordinary tensors, in one model.
+    runs = run_gloo(tensor_parallel, 2, NAMES)
+    for name in NAMES:
+        alone = network()
+        train(alone, make(name, alone.parameters()), 4)
+        for found in runs:
+            for a, b in zip(alone.parameters(), found[name], strict=True):
+                torch.testing.assert_close(b, a, rtol=CLOSE.get(name, 1e-9), atol=CLOSE.get(name, 1e-11), msg=lambda m: f"{name}: {m}")  # noqa: B023
+
+
 def checkpoint_round_trip(rank, folder):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict

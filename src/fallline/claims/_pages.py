@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fallline.claims._checking import load, slugs
 from fallline.claims._evidence import Figure, Outcome, measured_text, threshold_text
 from fallline.claims._paper import Paper, Scale
 from fallline.claims._records import ClaimRecord, Record, read
+from fallline.study.charts import curve_picture
 
 START, END = "<!-- papers -->", "<!-- /papers -->"
 MARK = {Outcome.HOLDS: "holds", Outcome.FAILS: "**fails**", Outcome.INCONCLUSIVE: "inconclusive", Outcome.RECORDED: "—"}
@@ -50,18 +52,25 @@ def _figure_row(figure: Figure) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _claim_section(claim: ClaimRecord) -> str:
+def picture_name(slug: str, claim: ClaimRecord, scale: Scale) -> str | None:
+    """Where a claim's curves are drawn, below the gallery's page; None for a claim without curves."""
+    return f"gallery/{slug}-{claim.name}-{scale}.svg" if claim.evidence.curves else None
+
+
+def _claim_section(slug: str, claim: ClaimRecord, scale: Scale) -> str:
     rows = ["| figure | measured | held against | |", "|---|---|---|---|"]
     rows += [_figure_row(figure) for figure in claim.evidence.figures]
     notes = "".join(f"\n{note}\n" for note in claim.evidence.notes)
     said = f"*{claim.evidence.verdict}* · `{claim.name}` · {claim.seconds:.1f} s"
-    return f"**{_cell(claim.statement)}**\n\n{said}\n\n" + "\n".join(rows) + "\n" + notes
+    picture = picture_name(slug, claim, scale)
+    drawn = f"\n![{'; '.join(claim.evidence.curves)}]({picture})\n" if picture else ""
+    return f"**{_cell(claim.statement)}**\n\n{said}\n\n" + "\n".join(rows) + "\n" + drawn + notes
 
 
 def _record_sections(found: Record) -> str:
     ran = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     where = f"Scale {found.scale}, seed {found.seed}, {found.cores} cores, {ran}."
-    return "\n".join([*(_claim_section(claim) for claim in found.claims), where, ""])
+    return "\n".join([*(_claim_section(found.slug, claim, found.scale) for claim in found.claims), where, ""])
 
 
 def paper_section(paper: Paper, folder: Path | None = None) -> str:
@@ -85,12 +94,26 @@ def gallery(found: Sequence[Paper], folder: Path | None = None) -> str:
     return "\n\n".join([head, *(paper_section(paper, folder) for paper in found)]).rstrip() + "\n"
 
 
+def _write_pictures(found: Sequence[Paper], folder: Path, docs: Path) -> list[Path]:
+    shutil.rmtree(docs / "gallery", ignore_errors=True)
+    written = []
+    for record in (record for paper in found for scale in Scale if (record := read(paper.slug, scale, folder))):
+        for claim in record.claims:
+            name = picture_name(record.slug, claim, record.scale)
+            if name is not None:
+                path = docs / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(curve_picture(claim.evidence.curves, claim.statement), encoding="utf-8")
+                written.append(path)
+    return written
+
+
 def write_pages(root: Path) -> list[Path]:
-    """Bring ``README.md`` and ``docs/gallery.md`` below ``root`` up to date with ``evidence/``; returns both paths."""
+    """Bring ``README.md``, ``docs/gallery.md`` and its pictures below ``root`` up to date with ``evidence/``; returns their paths."""
     found = [load(slug)[0] for slug in slugs()]
     readme, page, folder = root / "README.md", root / "docs" / "gallery.md", root / "evidence"
     text = with_table(readme.read_text(encoding="utf-8"), papers_table(found, folder))
     readme.write_text(text, encoding="utf-8")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(gallery(found, folder), encoding="utf-8")
-    return [readme, page]
+    return [readme, page, *_write_pictures(found, folder, page.parent)]

@@ -7,7 +7,7 @@ say what lies under the pointer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -20,6 +20,7 @@ LEFT, TOP, BOTTOM = 66.0, 14.0, 46.0
 COLOURS = 8
 LABEL_GAP, LETTER, LONGEST = 16.0, 8.8, 15
 SMALLEST, HIGHEST = 1e-15, 2.0
+FEW = 40
 
 
 def colour(index: int) -> str:
@@ -213,6 +214,36 @@ def point_chart(sides: Sequence[Points], x_label: str, y_label: str) -> Chart:
             points.append([at, height, short(b), f"{x_label} {short(a)}"])
         series.append({"title": side.title, "kind": kind, "points": points})
     return Chart(_svg(parts, f"{y_label} against {x_label}"), series[::-1])
+
+
+STANDALONE = """
+svg { --ink: #1f2328; --quiet: #59636e; --rule: #d1d9e0; font: 13px system-ui, sans-serif; fill: var(--quiet); }
+@media (prefers-color-scheme: dark) { svg { --ink: #f0f6fc; --quiet: #9198a1; --rule: #3d444d; } }
+.grid, .tick, .axis { stroke: var(--rule); } .label { fill: var(--ink); }
+.line, .dot { fill: none; stroke-width: 2; } .dot { stroke: none; }
+"""
+PALETTE = ("#3b82c4", "#d9722e", "#2f9e6e", "#b34fa8", "#b8960b", "#d1495b", "#5f6caf", "#7a7a7a")
+"""Colours that are told apart on white and on black."""
+
+
+def curve_picture(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> str:
+    """Lines through ``(x, y)`` as a file of its own, for pages whose style sheet is not ours; names stand below the lines."""
+    x = spanning([v for xs, _ in curves.values() for v in xs], LEFT, WIDTH - 16, margin=0.02)
+    y = spanning([v for _, ys in curves.values() for v in ys], HEIGHT - BOTTOM, TOP)
+    parts = _frame(x, y, "", "")
+    for index, (name, (xs, ys)) in enumerate(curves.items()):
+        paint = PALETTE[index % len(PALETTE)]
+        places = [(x.place(a), y.place(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
+        path = " ".join(f"{a:g},{b:g}" for a, b in places)
+        parts.append(f'<polyline class="line" stroke="{paint}" points="{path}"/>')
+        if len(places) <= FEW:
+            parts += [f'<circle class="dot" fill="{paint}" cx="{a:g}" cy="{b:g}" r="3.5"/>' for a, b in places]
+        row = HEIGHT + 8 + LABEL_GAP * index
+        parts.append(f'<line stroke="{paint}" stroke-width="3" x1="{LEFT:g}" x2="{LEFT + 18:g}" y1="{row - 4:g}" y2="{row - 4:g}"/>')
+        parts.append(_text(LEFT + 26, row, name, extra=' class="label"'))
+    height = HEIGHT + 8 + LABEL_GAP * len(curves)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    return f"{head}<style>{STANDALONE}</style>{''.join(parts)}</svg>\n"
 
 
 def interval_chart(low: float, median: float, high: float, axis: Axis, kind: str) -> str:
