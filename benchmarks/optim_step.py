@@ -2,8 +2,8 @@
 
     python benchmarks/optim_step.py [--repeats 15] [--threads 2] [--only adamw,lion]
 
-Every row is the ratio of medians over alternating repeats: all contestants take a step in turn, so that a disturbance
-hits them alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and 600 tensors of 1,000.
+Every row is the ratio of medians over alternating repeats: contestant and reference take a step in turn, so that a disturbance
+hits both alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and 600 tensors of 1,000.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def gpt(blocks: int = 4, width: int = 768, vocabulary: int = 8192, context: int 
 
 
 MODELS: dict[str, Shapes] = {"35 M in 50 tensors": gpt(), "600 tensors of 1,000": [(1000,)] * 600}
+
+REFERENCE = "torch AdamW fused"
 
 CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
     "torch AdamW fused": lambda p: torch.optim.AdamW(p, fused=True),
@@ -122,24 +124,20 @@ class Contestant:
 
 
 def race(shapes: Shapes, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
-    """Print and return one table."""
-    contestants = {name: Contestant(CONTESTANTS[name], shapes) for name in names}
-    first = {}
-    for name, contestant in contestants.items():
-        first[name] = contestant.seconds()
-        for _ in range(2):
-            contestant.seconds()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name, contestant in contestants.items():
-            seconds[name].append(contestant.seconds())
-    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    """Print and return one table: every contestant in turn with the reference, and with nobody else in the caches."""
+    count = sum(math.prod(s) for s in shapes)
     rows = {}
     for name in names:
-        ratio = medians[name] / medians["torch AdamW fused"]
-        rows[name] = {"ratio to torch AdamW fused": ratio, "milliseconds": 1e3 * medians[name], "first step in seconds": first[name],
-                      "state bytes a parameter": state_bytes(contestants[name].optimizer) / sum(math.prod(s) for s in shapes)}
-        print(f"  {name:26} {ratio:6.2f} x   {1e3 * medians[name]:8.2f} ms   first step {first[name]:6.2f} s")
+        reference, contestant = Contestant(CONTESTANTS[REFERENCE], shapes), Contestant(CONTESTANTS[name], shapes)
+        first = contestant.seconds()
+        reference.seconds()
+        for _ in range(2):
+            reference.seconds(), contestant.seconds()
+        pairs = [(reference.seconds(), contestant.seconds()) for _ in range(repeats)]
+        theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+        rows[name] = {"ratio to torch AdamW fused": ours / theirs, "milliseconds": 1e3 * ours, "first step in seconds": first,
+                      "state bytes a parameter": state_bytes(contestant.optimizer) / count}
+        print(f"  {name:36} {ours / theirs:6.2f} x   {1e3 * ours:8.2f} ms   first step {first:6.2f} s", flush=True)
     return rows
 
 

@@ -220,7 +220,7 @@ STANDALONE = """
 svg { --ink: #1f2328; --quiet: #59636e; --rule: #d1d9e0; font: 13px system-ui, sans-serif; fill: var(--quiet); }
 @media (prefers-color-scheme: dark) { svg { --ink: #f0f6fc; --quiet: #9198a1; --rule: #3d444d; } }
 .grid, .tick, .axis { stroke: var(--rule); } .label { fill: var(--ink); }
-.line, .dot { fill: none; stroke-width: 2; } .dot { stroke: none; }
+.line { fill: none; stroke-width: 2; }
 """
 PALETTE = ("#3b82c4", "#d9722e", "#2f9e6e", "#b34fa8", "#b8960b", "#d1495b", "#5f6caf", "#7a7a7a")
 """Colours that are told apart on white and on black."""

@@ -107,11 +107,12 @@ class Kernel:
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
     def alarm(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """Compiled, the maximum reads the new point, so that it joins the same loop; eagerly, two sums are cheapest."""
+        """Compiled, a product that the rule's own loop sums is cheapest; eagerly, two sums. An overflow is a false alarm, which the
+        search for the culprit finds out."""
         if not self.watch or x.numel() == 0:
             return None
         if torch.compiler.is_compiling():
-            return (x + g * 0).abs().amax()
+            return (x * g).sum()
         dtype = working_dtype(x.dtype)
         return x.sum(dtype=dtype) + 0 * g.sum(dtype=dtype)
 
@@ -137,6 +138,14 @@ def numel_of_row(p: Tensor) -> int:
     return p[0].numel() if p.ndim > 1 else 1
 
 
+def _guards_on_inputs(guards: Sequence[Any]) -> list[bool]:
+    # What else a kernel reads is frozen and in its key; checking it again takes longer than the work on a small tensor.
+    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for guard in guards]
+
+
+OPTIONS: dict[str, Any] = {"guard_filter_fn": _guards_on_inputs} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else {}
+"""Releases of torch before 2.8 cannot leave guards out."""
+
 _compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 _counter = itertools.count()
 
@@ -157,7 +166,7 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor) -> Ca
             write((p, *pieces), new)
             return kernel.alarm(x, gradient)
 
-        _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True)
+        _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=OPTIONS)
     return _compiled[key]
 
 

@@ -186,7 +186,8 @@ class Optimizer(torch.optim.Optimizer):
         p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
         elementwise = direction.scope == "elementwise"
         if self.compile and elementwise and not direction.reduces and p.numel() >= SMALLEST_COMPILED:
-            run = compiled(bucket.kernel, tuple(values), p, g)
+            signature = (g.dtype, p.ndim, torch.get_num_threads())
+            run = bucket.compiled.get(signature) or bucket.compiled.setdefault(signature, compiled(bucket.kernel, tuple(values), p, g))
             alarm = run_compiled(run, self._packed(bucket, values, p.device), p, g, unit.pieces)
         else:
             c = Coefficients(values)

@@ -54,6 +54,7 @@ class Bucket:
     states: list[dict[str, Any]] = field(default_factory=list)
     mesh: Any = None
     sharded_dims: tuple[int, ...] = ()
+    compiled: dict[Any, Callable[..., Tensor | None]] = field(default_factory=dict)
     packed: Tensor | None = None
     packed_at: int = -1
 
