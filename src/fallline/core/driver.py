@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 from fallline.core import checkpoint as checkpoints
 from fallline.core import tree
 from fallline.core.budget import Budget
+from fallline.core.console import deferred_interrupts, progress_bar
 from fallline.core.counts import Counts
 from fallline.core.errors import CheckpointError, NonFiniteError
 from fallline.core.keys import Key, as_key
@@ -32,6 +30,8 @@ from fallline.core.result import Result
 STATUSES = ("running", "converged", "budget", "stopped", "interrupted", "failed", "nonfinite")
 ENDED_WHOLE = ("converged", "budget", "stopped")
 DEFAULT_BUDGET = Budget(steps=1_000)
+# After so many steps, a budget of which nothing was spent names counts that nobody counts here.
+UNSPENT_STEPS = 1_000
 # A solution up to this size is looked at for NaNs at every report; a larger one at observations and at the end.
 SMALL = 10_000
 
@@ -92,7 +92,8 @@ def solve(
     within : Problem, optional
         Inside another method's step: the problem whose counts and budget this run shares.
     group : torch.distributed process group, optional
-        Processes that run this together; they stop at the same step.
+        Processes that run this together, with the same ``every`` and all with a checkpoint or none; they save and stop at the
+        same step, with the gravest status among theirs.
 
     Returns
     -------
@@ -118,8 +119,9 @@ def solve(
     path = None if checkpoint is None else _rank_path(Path(checkpoint), group)
     run = _Run(problem, method, budget or problem.budget or DEFAULT_BUDGET, tol, as_key(key), within, group)
     run.start(path, trace)
-    with _deferred_interrupts() as interrupted, _progress_bar(progress, method, run) as show:
+    with deferred_interrupts() as interrupted, progress_bar(progress, type(method).__name__, run) as show:
         run.loop(callback, show, interrupted, every, observe_every, path, checkpoint_seconds)
+        run.finish(path)
     return run.result()
 
 
@@ -137,6 +139,8 @@ class _Run:
         self.status, self.message = "running", ""
         self.state: State = {}
         self.current: Report | None = None
+        self.value: float | None = None
+        self.gap: float | None = None
         self.reported = -1
 
     # ------------------------------------------------------------ start, go on
@@ -149,6 +153,10 @@ class _Run:
         else:
             self.state = self.method.init(self.problem, self.key)
             self.seconds = time.perf_counter() - began
+        first, last = self._most(-self.step, self.step)
+        if -first != last:
+            raise CheckpointError(f"the checkpoints of the group's processes are of different steps, {-first} to {last}: they were "
+                                  "killed between two writes; restore checkpoints of one step, or delete them to start again")
 
     def _identity(self) -> dict[str, Any]:
         return {"method": repr(self.method), "problem": self.problem.name, "variables": tree.size(self.problem.x0),
@@ -175,7 +183,10 @@ class _Run:
         saved = time.monotonic()
         try:
             self._report(callback, observe_every)
-            while not self._agree(interrupted()):
+            while not self._agree(interrupted(), path is not None and time.monotonic() - saved >= checkpoint_seconds):
+                if path is not None and self.due:
+                    self.save(path)
+                    saved = time.monotonic()
                 began = time.perf_counter()
                 self.state = self.method.step(self.problem, self.state)
                 self.step += 1
@@ -183,16 +194,23 @@ class _Run:
                 if self.step % every == 0:
                     self._report(callback, observe_every)
                     show()
-                if path is not None and time.monotonic() - saved >= checkpoint_seconds:
-                    self.save(path)
-                    saved = time.monotonic()
         except KeyboardInterrupt:
             self._end("interrupted", "interrupted inside a step: the answer is of the last whole report")
         except NonFiniteError as error:
             self._end("nonfinite", str(error))
             self._tell()
+
+    def finish(self, path: Path | None) -> None:
+        """Look at where the run ended, agree on it, and keep it."""
         if self.status in ENDED_WHOLE and self.reported != self.step:  # a run ends at its step, not at the last report
             self._report(None, None)
+        if self.current is None:  # interrupted before the first report
+            self.value = self.gap = None
+            self.current = Report(self.problem.x0)
+        self.solution = tree.clone(self.current.resolve())
+        if self.status in ENDED_WHOLE and not tree.all_finite(self.solution):
+            self._end("nonfinite", f"a variable became NaN or infinite by step {self.step}")
+        self._tell()
         if path is not None and self.status in (*ENDED_WHOLE, "interrupted"):
             self.save(path)
 
@@ -220,23 +238,32 @@ class _Run:
             if stop is True:
                 self._end("stopped", f"the callback ended the run at step {self.step}")
 
-    def _agree(self, interrupted: bool) -> bool:
+    def _agree(self, interrupted: bool, due: bool) -> bool:
         if self.status == "running":
             if interrupted:
                 self._end("interrupted", f"interrupted after step {self.step}")
             elif limit := self.counts.reached():
                 self._end("budget", f"the budget's {limit} are used up after step {self.step}")
-        self._tell()
+            elif self.step == UNSPENT_STEPS and self.budget.fraction(self.step, self.seconds, self.counts) == 0:
+                self._end("failed", f"in {self.step:,} steps nothing counted the budget's {', '.join(self.budget.limits)}; counted "
+                                    f"here: {', '.join(self.counts) or 'nothing'}; give steps, seconds or one of these")
+        self._tell(due)
         return self.status != "running"
 
-    def _tell(self) -> None:
-        """Let all processes of the group take the gravest status among them; each calls this once a step, or once when it fails."""
+    def _tell(self, due: bool = False) -> None:
+        """Let the group take the gravest status in it, and save together: called once a step, once on failure, once at the end."""
+        status, self.due = self._most(STATUSES.index(self.status), int(due))
+        if STATUSES[status] != self.status:
+            self._end(STATUSES[status], f"another process ended the run at step {self.step}")
+
+    def _most(self, *numbers: int) -> list[int]:
+        """Return the largest of each number over the processes of the group."""
         if self.group is None:
-            return
-        code = torch.tensor(STATUSES.index(self.status))
-        torch.distributed.all_reduce(code, torch.distributed.ReduceOp.MAX, group=self.group)
-        if STATUSES[int(code)] != self.status:
-            self._end(STATUSES[int(code)], f"another process ended the run at step {self.step}")
+            return list(numbers)
+        device = "cuda" if torch.distributed.get_backend(self.group) == "nccl" else "cpu"
+        most = torch.tensor(numbers, device=device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self.group)
+        return most.tolist()
 
     def _end(self, status: str, message: str) -> None:
         self.status, self.message = status, message
@@ -260,14 +287,9 @@ class _Run:
             self.stride *= 2
 
     def result(self) -> Result:
-        if self.current is None:  # interrupted before the first report
-            self.value = self.gap = None
-            self.current = Report(self.problem.x0)
-        solution = tree.clone(self.current.resolve())
-        if self.status in ENDED_WHOLE and not tree.all_finite(solution):
-            self._end("nonfinite", f"a variable became NaN or infinite by step {self.step}")
+        assert self.current is not None
         self._record(observing=False)
-        return Result(x=solution, status=self.status, message=self.message, nit=self.step, fun=self.value, gap=self.gap,
+        return Result(x=self.solution, status=self.status, message=self.message, nit=self.step, fun=self.value, gap=self.gap,
                       counts=dict(self.counts), seconds=self.seconds, trace=self.rows, certificate=self.current.certificate,
                       name=f"{self.method!r} on {self.problem.name}")
 
@@ -280,46 +302,3 @@ def _rank_path(path: Path, group: Any) -> Path:
     if group is None:
         return path
     return path.with_name(f"{path.name}.rank{torch.distributed.get_rank(group)}")
-
-
-@contextmanager
-def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C end a run between two steps, where the state is whole; pressed twice, it interrupts at once."""
-    pressed = False
-
-    def press(signum: int, frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    ours = threading.current_thread() is threading.main_thread() and \
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def _progress_bar(wanted: bool, method: Method, run: _Run) -> Iterator[Callable[[], None]]:
-    if not wanted:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(type(method).__name__, total=1.0, figures="")
-
-        def show() -> None:
-            figures = f"step {run.step:,}" + (f"  value {run.value:.4g}" if run.value is not None else "")
-            figures += f"  gap {run.gap:.2e}" if run.gap is not None else ""
-            bar.update(task, completed=run.budget.fraction(run.step, run.seconds, run.counts), figures=figures)
-
-        yield show

@@ -114,7 +114,7 @@ def update(
         item, g = items[i], gradients[i]
         assert g is not None
         with reducing(whole if item.view is None else batched):
-            (x, *pieces), _, _ = item.kernel.whole(item.c, item.p, item.gradient(g), item.pieces(states[i]))
+            (x, *pieces), _ = item.kernel.whole(item.c, item.p, item.gradient(g), item.pieces(states[i]))
         assert x is not None
         new_params[i], new_states[i] = item.parameter(x), item.state(states[i], pieces)
     return new_params, new_states

@@ -74,15 +74,15 @@ class Kernel:
             new["average"] = self.average(x, s["average"], c)
         return x
 
-    def whole(self, c: Any, p: Tensor, g: Tensor, pieces: Pieces) -> tuple[list[Tensor | None], Tensor, Tensor]:
-        """The new parameter and pieces; the new point and the gradient in the working precision."""
+    def whole(self, c: Any, p: Tensor, g: Tensor, pieces: Pieces) -> tuple[list[Tensor | None], Tensor]:
+        """The new parameter and pieces, and the direction."""
         x = p.to(working_dtype(p.dtype))
         g = self.gradient(g, x, c)
         s = self.decode(pieces, x.dtype)
         u, new = self.direction(g, x, s, c)
         new = dict(new)
         x = self.finish(x, u, s, new, c)
-        return [x.to(p.dtype), *self.encode(new)], x, g
+        return [x.to(p.dtype), *self.encode(new)], u
 
     def first(
         self, c: Any, p: Tensor, g: Tensor, pieces: Pieces, needs: tuple[str, ...]
@@ -107,13 +107,16 @@ class Kernel:
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
     def alarm(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """Compiled, a product that the rule's own loop sums is cheapest; eagerly, two sums. An overflow is a false alarm, which the
-        search for the culprit finds out."""
+        """A number that is not finite if ``x`` (the point, or compiled the direction) or the gradient is not.
+
+        Compiled, a product summed in the rule's own loop is cheapest; eagerly, two sums. An overflow is a false alarm, which the
+        search for the culprit finds out.
+        """
         if not self.watch or x.numel() == 0:
             return None
-        if torch.compiler.is_compiling():
-            return (x * g).sum()
         dtype = working_dtype(x.dtype)
+        if torch.compiler.is_compiling():
+            return (x.to(dtype) * g.to(dtype)).sum()
         return x.sum(dtype=dtype) + 0 * g.sum(dtype=dtype)
 
 
@@ -128,7 +131,7 @@ def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: P
     """Take the step in place; returns the alarm, which looks at all chunks together: per chunk it would push out the cache."""
     rows = max(1, CHUNK // numel_of_row(p)) if chunked else max(1, p.shape[0])
     for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
-        new, _, _ = kernel.whole(c, part[0], part[1], part[2:])
+        new, _ = kernel.whole(c, part[0], part[1], part[2:])
         write((part[0], *part[2:]), new)
     return kernel.alarm(p, g)
 
@@ -162,9 +165,10 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor) -> Ca
                 torch._check(p.shape[1] == tile[0])
             numbers = packed.to(dtype)
             c = Coefficients({name: numbers[i] for i, name in enumerate(names)})
-            new, x, gradient = kernel.whole(c, p, g, pieces)
+            new, u = kernel.whole(c, p, g, pieces)
             write((p, *pieces), new)
-            return kernel.alarm(x, gradient)
+            # Of the direction: the point has two readers then and, in a long rule, gets a buffer and a loop of its own, twice the time.
+            return kernel.alarm(u, g)
 
         _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=OPTIONS)
     return _compiled[key]

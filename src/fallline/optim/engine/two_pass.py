@@ -82,7 +82,7 @@ def step(
         p = unit.load()
         scaled = multiplied(c, multiplier)
         if kept is None:
-            moved, _, _ = bucket.kernel.whole(scaled, p, gradients[id(unit)], unit.pieces)
+            moved, _ = bucket.kernel.whole(scaled, p, gradients[id(unit)], unit.pieces)
         else:
             moved = bucket.kernel.second(scaled, p, kept, unit.pieces)
         write((p, *unit.pieces), moved)
