@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import fallline as fl
 from fallline.core import registry
+from fallline.core.errors import NonFiniteError
 from fallline.core.processes import run_gloo
 
 NAMES = [n for n in registry.names() if registry.is_optimizer(n) and n != "sophia"]
@@ -140,3 +141,29 @@ def checkpoint_round_trip(rank, folder):
 
 def test_distributed_checkpoints_resume_exactly(tmp_path):
     assert all(all(found) for found in run_gloo(checkpoint_round_trip, 2, str(tmp_path)))
+
+
+def one_rank_is_empty(rank, nonfinite):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    p = nn.Parameter(DTensor.from_local(torch.ones(1 - rank, 3), mesh, [Shard(0)], run_check=False, shape=(1, 3), stride=(3, 1)))
+    optimizer = fl.optim.AdamW([("row", p)], nonfinite=nonfinite)
+    said = []
+    for value in (1.0, 1e30, float("nan"), 1.0):
+        local = torch.full((1 - rank, 3), value)
+        p.grad = DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=(1, 3), stride=(3, 1))
+        try:
+            optimizer.step()
+            said.append("")
+        except NonFiniteError as error:
+            said.append(str(error))
+    return said, bool(p.to_local().isfinite().all())
+
+
+def test_a_rank_without_elements_takes_part_in_the_alarm():
+    for rank, (said, _) in enumerate(run_gloo(one_rank_is_empty, 2, "raise")):
+        assert said[:3] == ["", "", ""]
+        assert ("'row'" if rank == 0 else "on another rank") in said[3]
+    assert all(said == [""] * 4 and finite for said, finite in run_gloo(one_rank_is_empty, 2, "skip"))

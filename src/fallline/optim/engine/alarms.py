@@ -6,6 +6,7 @@ at when the next step starts; only then, and only on an alarm, are parameters se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,36 +21,32 @@ class Alarms:
 
     def __init__(self, found: list[tuple[Tensor, Unit]], meshes: Sequence[Any]) -> None:
         self.units = [unit for _, unit in found]
-        self.shared = bool(meshes)
+        self.meshes = meshes
         self.event: Any = None
-        self.numbers = torch.empty(0)
-        if found:
-            numbers = torch.stack([number.float() for number, _ in found])
-            quiet = numbers.isfinite().all().reshape(1).to(torch.int32)
-            for mesh in meshes:
-                quiet = self._agree(quiet, mesh)
-            self.numbers = self._to_host(quiet)
+        self.total: Tensor | None = None
+        if found or meshes:
+            # A sum is not finite if a term is not; that it may also overflow only costs a search.
+            self.total = self._to_host(over_meshes(_summed([number for number, _ in found], meshes), meshes))
 
-    def _agree(self, quiet: Tensor, mesh: Any) -> Tensor:
-        for dim in range(mesh.ndim):
-            group = mesh.get_group(dim)
-            torch.distributed.all_reduce(quiet, op=torch.distributed.ReduceOp.MIN, group=group)
-        return quiet
-
-    def _to_host(self, quiet: Tensor) -> Tensor:
-        if quiet.device.type != "cuda":
-            return quiet
-        host = torch.empty(quiet.shape, dtype=quiet.dtype, pin_memory=True)
-        host.copy_(quiet, non_blocking=True)
+    def _to_host(self, total: Tensor) -> Tensor:
+        if total.device.type != "cuda":
+            return total
+        host = torch.empty(total.shape, dtype=total.dtype, pin_memory=True)
+        host.copy_(total, non_blocking=True)
         self.event = torch.cuda.Event()
         self.event.record()
         return host
 
     def raised(self) -> bool:
-        """Whether something was not finite (on any rank)."""
+        """Whether something may not be finite (on any rank)."""
         if self.event is not None:
             self.event.synchronize()
-        return self.numbers.numel() > 0 and not bool(self.numbers.item())
+        return self.total is not None and not math.isfinite(self.total.item())
+
+    def confirmed(self, culprit: Any) -> bool:
+        """Whether the search found something here or, where ranks share parameters, on another rank. All ranks ask together."""
+        here = torch.tensor(float(culprit is not None), device=self.meshes[0].device_type if self.meshes else "cpu")
+        return bool(over_meshes(here, self.meshes).item())
 
     def culprit(self) -> tuple[Unit, int] | None:
         """The first parameter of which the value or the state is not finite."""
@@ -73,11 +70,21 @@ def _state_is_finite(unit: Unit, i: int) -> bool:
 
 def all_finite(gradients: Sequence[Tensor], meshes: Sequence[Any]) -> bool:
     """Whether all gradients are finite, on all ranks; waits for the device."""
-    if not gradients:
-        return True
-    peaks = torch.stack([p.float() for p in torch._foreach_norm(list(gradients), float("inf"))])
-    quiet = peaks.isfinite().all().reshape(1).to(torch.int32)
+    peaks = [p for p in torch._foreach_norm(list(gradients), float("inf"))] if gradients else []
+    return math.isfinite(over_meshes(_summed(peaks, meshes), meshes).item())
+
+
+def _summed(numbers: Sequence[Tensor], meshes: Sequence[Any]) -> Tensor:
+    # A rank whose shards are all empty still takes part in what the ranks say to each other.
+    if not numbers:
+        return torch.zeros((), device=meshes[0].device_type if meshes else "cpu")
+    first = numbers[0]
+    return torch.stack([number.to(first.device, torch.float32) for number in numbers]).sum()
+
+
+def over_meshes(x: Tensor, meshes: Sequence[Any]) -> Tensor:
+    """The sum of a number over all ranks."""
     for mesh in meshes:
         for dim in range(mesh.ndim):
-            torch.distributed.all_reduce(quiet, op=torch.distributed.ReduceOp.MIN, group=mesh.get_group(dim))
-    return bool(quiet.item())
+            torch.distributed.all_reduce(x, group=mesh.get_group(dim))
+    return x

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fallline.core.errors import MissingOracle
+
 from .kernels import Kernel
 from .parts import Coefficients, Direction
-from .plan import Bucket, build
+from .plan import Bucket, Member, build
 from .reduction import batched, reducing, whole
 from .state import working_dtype
 from .storage import Codec
@@ -28,6 +30,7 @@ class _Item:
         self, optimizer: Optimizer, index: int, p: Tensor, own: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
         self.direction: Direction = optimizer.direction_for(own, group)
+        self.group = group
         self.shape, self.dtype = p.shape, working_dtype(p.dtype)
         real = torch.view_as_real(p) if p.is_complex() else p
         self.complex = p.is_complex()
@@ -44,6 +47,11 @@ class _Item:
         self.c = Coefficients(optimizer.coefficients(self.direction, group, self.step))
         if self.view is not None:
             self.c.indices = [index]
+
+    def refuse_probe(self, name: str) -> None:
+        oracle = self.direction.probe(self.step, self.group)
+        if oracle is not None:
+            raise MissingOracle(f"{name}.update() takes gradients only, but step {self.step} needs {oracle}: use step(objective(x))")
 
     def gradient(self, g: Tensor) -> Tensor:
         g = torch.view_as_real(g) if self.complex else g
@@ -106,6 +114,8 @@ def update(
     """See :meth:`Optimizer.update`."""
     items = _items(optimizer, params, states, overrides)
     moving = [i for i, g in enumerate(gradients) if g is not None]
+    for i in moving:
+        items[i].refuse_probe(type(optimizer).__name__)
     new_params, new_states = list(params), [dict(s) for s in states]
     if optimizer.sentence.step_size is not None:
         _two_passes(optimizer, items, gradients, states, moving, loss, new_params, new_states)
@@ -165,12 +175,12 @@ def swap_in(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     members, index = [], 0
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if optimizer.state.get(p):
-                members.append((index, p, group, optimizer.direction_for(p, group)))
+            if optimizer.state.get(p, {}).get("step", 0) > 0:
+                members.append(Member(index, p, group, optimizer.direction_for(p, group), optimizer.storage_for(p, group)))
             index += 1
     average = optimizer.sentence.average
-    changes = [m for m in members if average is not None or type(m[3]).solution is not Direction.solution]
-    saved = [(p, p.detach().clone()) for _, p, _, _ in changes]
+    changes = [m for m in members if average is not None or type(m.direction).solution is not Direction.solution]
+    saved = [(p, p.detach().clone()) for p in (m.param for m in changes)]
     if not changes:
         return saved
     keys = {id(group): optimizer._hyperparameters(group) for group in optimizer.param_groups}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
+
+import torch
 
 
 class Check(NamedTuple):
@@ -42,31 +46,42 @@ CHECKS: dict[str, Check] = {
     "gamma": _positive("see the optimizer's docstring"),
     "reps_rel": _positive("1e-6 is typical, 1e-4 with batch normalisation"),
     "lipschitz": _positive("a bound on the norm of stochastic gradients"),
-    "horizon": Check(lambda x: x >= 1 and x == int(x), "a whole number >= 1, got {}; the number of steps that will be taken"),
+    "horizon": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; the number of steps that will be taken"),
     "delta": Check(lambda x: 0 < x < 1, "a number in (0, 1), got {}; 0.01 is typical"),
-    "root_every": Check(lambda x: x >= 1 and x == int(x), "a whole number >= 1, got {}; 1 to 100 are typical"),
-    "k": Check(lambda x: x >= 1 and x == int(x), "a whole number >= 1, got {}; 10 is typical"),
-    "update_gap": Check(lambda x: x >= 1 and x == int(x), "a whole number >= 1, got {}; 200 is typical"),
+    "root_every": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 1 to 100 are typical"),
+    "k": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 10 is typical"),
+    "update_gap": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 200 is typical"),
     "density": Check(lambda x: 0 <= x <= 1, "a number in [0, 1], got {}; 0.25 is typical"),
     "free_lr_scale": _nonnegative("1 for training from scratch, 0.1 for fine-tuning"),
 }
 
 
-def check(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless the value is legal for the hyperparameter ``name``."""
-    test = CHECKS[name]
-    if not test.holds(float(value)):
-        raise ValueError(f"{name} must be {test.wording.format(value)}")
+def check(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless the value is a number that is legal for the hyperparameter ``name``."""
+    _check(CHECKS[name], name, value)
 
 
-def check_group(group: Mapping[str, Any]) -> None:
-    """Check every hyperparameter of a parameter group that has a check; tuples are checked number by number."""
+def check_group(group: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
+    """Check every hyperparameter of a parameter group that has a check; ``lengths`` says which are several numbers, and how many."""
     for name, value in group.items():
-        if name not in CHECKS:
-            continue
-        if isinstance(value, tuple | list):
+        if name in lengths:
+            if not isinstance(value, tuple | list) or len(value) != lengths[name]:
+                raise ValueError(f"{name} must be {lengths[name]} numbers, got {value!r}")
             for i, number in enumerate(value):
-                if not CHECKS[name].holds(float(number)):
-                    raise ValueError(f"{name}[{i}] must be {CHECKS[name].wording.format(number)}")
-        else:
+                if name in CHECKS:
+                    _check(CHECKS[name], f"{name}[{i}]", number)
+        elif name in CHECKS:
             check(name, value)
+
+
+def _check(test: Check, name: str, value: Any) -> None:
+    # A tensor may be a learning rate; a bool, which Python counts as a number, is a slip.
+    number = isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    if isinstance(value, bool) or not number or not test.holds(float(value)):
+        raise ValueError(f"{name} must be {test.wording.format(repr(value))}")
+
+
+def lengths_of(optimizer: type) -> dict[str, int]:
+    """How many numbers each hyperparameter has that is a tuple by default."""
+    parameters = inspect.signature(optimizer).parameters
+    return {name: len(p.default) for name, p in parameters.items() if isinstance(p.default, tuple)}

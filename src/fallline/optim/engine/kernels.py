@@ -1,15 +1,12 @@
 """Decode, rule, encode: the one function that runs on plain tensors, eagerly in cache-sized chunks or compiled.
 
-A :class:`Kernel` is hashable and holds only fixed choices, so one ``torch.compile``d function serves all parameters,
-models and optimizers that share it; lengths are dynamic and hyperparameters arrive in one packed tensor.
+A :class:`Kernel` is hashable and holds only fixed choices, which is what a compiled function is shared by.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -25,12 +22,6 @@ Pieces = tuple[Tensor, ...]
 
 CHUNK = 256 * 1024
 """Elements that eager kernels treat at a time, so that intermediate results stay in the cache."""
-
-COMPILED_CHUNK = 256 * 1024
-"""The same for compiled kernels of quantised state."""
-
-SMALLEST_COMPILED = 64
-"""Shorter tensors run eagerly: lengths 0 and 1 would be specialised."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +98,11 @@ class Kernel:
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
     def alarm(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """A number that is not finite if ``x`` (the point, or compiled the direction) or the gradient is not.
-
-        Compiled, a product summed in the rule's own loop is cheapest; eagerly, two sums. An overflow is a false alarm, which the
-        search for the culprit finds out.
-        """
+        """A number that is not finite if the point or the gradient is not. An overflow is a false alarm, which the search for the
+        culprit finds out."""
         if not self.watch or x.numel() == 0:
             return None
         dtype = working_dtype(x.dtype)
-        if torch.compiler.is_compiling():
-            return (x.to(dtype) * g.to(dtype)).sum()
         return x.sum(dtype=dtype) + 0 * g.sum(dtype=dtype)
 
 
@@ -139,60 +125,3 @@ def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: P
 def numel_of_row(p: Tensor) -> int:
     """Elements in one index of the first dimension."""
     return p[0].numel() if p.ndim > 1 else 1
-
-
-def _guards_on_inputs(guards: Sequence[Any]) -> list[bool]:
-    # What else a kernel reads is frozen and in its key; checking it again takes longer than the work on a small tensor.
-    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for guard in guards]
-
-
-OPTIONS: dict[str, Any] = {"guard_filter_fn": _guards_on_inputs} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else {}
-"""Releases of torch before 2.8 cannot leave guards out."""
-
-_compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-_counter = itertools.count()
-
-
-def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor) -> Callable[..., Tensor | None]:
-    """The compiled ``(packed, p, g, pieces) -> alarm`` that takes the step in place."""
-    key = (kernel, names, p.dtype, g.dtype, p.device.type, p.ndim, torch.get_num_threads())
-    if key not in _compiled:
-        dtype = working_dtype(p.dtype)
-        tile = p.shape[1:]
-
-        def step(packed: Tensor, p: Tensor, g: Tensor, pieces: Pieces) -> Tensor | None:
-            if tile:
-                torch._check(p.shape[1] == tile[0])
-            numbers = packed.to(dtype)
-            c = Coefficients({name: numbers[i] for i, name in enumerate(names)})
-            new, u = kernel.whole(c, p, g, pieces)
-            write((p, *pieces), new)
-            # Of the direction: the point has two readers then and, in a long rule, gets a buffer and a loop of its own, twice the time.
-            return kernel.alarm(u, g)
-
-        _compiled[key] = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=OPTIONS)
-    return _compiled[key]
-
-
-def run_compiled(run: Callable[..., Tensor | None], packed: Tensor, p: Tensor, g: Tensor, pieces: Pieces) -> Tensor | None:
-    """Take the step in place; returns the alarm. Quantised state is treated in parts: a block's scale must be known before its
-    codes, and what the kernel keeps between the two should stay in the cache."""
-    rows = max(1, COMPILED_CHUNK // p.shape[1]) if p.ndim > 1 else p.shape[0]
-    if p.shape[0] <= rows:
-        return run(packed, p, g, pieces)
-    parts = zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True)
-    alarms = [alarm for part in parts if (alarm := run(packed, part[0], part[1], part[2:])) is not None]
-    return torch.stack(alarms).sum() if alarms else None
-
-
-def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Dynamo keeps its variants per code object: kernels must not share one, or each would pay for the guards of all.
-    assert isinstance(function, FunctionType)
-    code: CodeType = function.__code__.replace(co_name=f"{function.__name__}_{next(_counter)}")
-    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
-
-
-def pack(values: Sequence[float], device: torch.device) -> Tensor:
-    """The coefficients of one bucket and step as one tensor."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

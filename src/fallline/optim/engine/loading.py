@@ -16,6 +16,7 @@ from torch import Tensor
 
 def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], load: Callable[[Any], None]) -> None:
     """Run torch's own loader with the state taken out, and put it in before the post hooks run."""
+    _check_groups(optimizer, state_dict)
     taken: dict[str, Any] = {}
 
     def take(_: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +37,16 @@ def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], loa
     finally:
         before.remove()
         after.remove()
+
+
+def _check_groups(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    for group in state_dict["param_groups"]:
+        missing = [name for name in optimizer.defaults if name not in group]
+        if missing:
+            raise ValueError(
+                f"the state dictionary is not one of {type(optimizer).__name__}: its parameter groups have no "
+                f"{', '.join(missing)}; load it into the optimizer that saved it"
+            )
 
 
 def _on_device(entries: Mapping[str, Any], p: Tensor) -> dict[str, Any]:

@@ -6,39 +6,27 @@ one kernel runs per unit: ``p <- move(p, -step_size * direction(gradient))`` wit
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fallline.core.errors import NonFiniteError
 
-from . import functional, oracles, two_pass
+from . import door, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
-from .hyperparameters import check_group
-from .kernels import SMALLEST_COMPILED, compiled, pack, run_compiled, run_eagerly
+from .compiling import compilable, compiled, pack, run_compiled
+from .door import EngineOptions
+from .kernels import run_eagerly
 from .loading import load_state
 from .parts import Add, Average, Coefficients, Direction, Move, StepSize
-from .plan import Bucket, Plan, Sentence, build, pointers
+from .plan import Bucket, Member, Plan, Sentence, build
 from .reduction import reducing
 from .storage import Storage
 from .units import Unit
-
-NONFINITE = ("raise", "skip", "ignore")
-FOREIGN_KEYS = {"params", "param_names", "name", "role", "initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum"}
-"""Parameter-group keys that do not belong to the rule: torch's own, schedulers' and :func:`roles`'s."""
-
-
-class EngineOptions(TypedDict, total=False):
-    """Keyword arguments that every optimizer of the engine takes; see :class:`Optimizer`."""
-
-    compile: bool
-    nonfinite: str
-    maximize: bool
-    storage: Storage | None
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -80,9 +68,10 @@ class Optimizer(torch.optim.Optimizer):
         nonfinite: str = "raise",
         maximize: bool = False,
         storage: Storage | None = None,
+        **unknown: Any,
     ) -> None:
-        if nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+        options: EngineOptions = {"compile": compile, "nonfinite": nonfinite, "maximize": maximize, "storage": storage}
+        door.check_options(type(self), defaults, options, unknown)
         self.direction = direction
         self.sentence = Sentence(move or Add(), step_size, average, storage or Storage())
         self.compile, self.nonfinite = compile, nonfinite
@@ -91,6 +80,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         self._plan: Plan | None = None
+        self._shows_solution = False
         self._scalars: list[dict[str, Tensor]] = []
         self._alarms: Alarms | None = None
 
@@ -98,16 +88,15 @@ class Optimizer(torch.optim.Optimizer):
         """The direction of one parameter; rules that treat roles apart override this."""
         return self.direction
 
+    def storage_for(self, p: Tensor, group: Mapping[str, Any]) -> Storage:
+        """The storage of one parameter's state; optimizers that keep some parameters' state whole override this."""
+        return self.sentence.storage
+
     # torch.optim's contract
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; unknown keys and illegal hyperparameters are refused."""
-        for key in param_group:
-            if key not in self.defaults and key not in FOREIGN_KEYS:
-                near = difflib.get_close_matches(key, self.defaults, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.defaults)}"
-                raise ValueError(f"unknown parameter-group key {key!r} for {type(self).__name__}; {hint}")
-        check_group({**self.defaults, **param_group})
+        door.check_group(self, param_group)
         super().add_param_group(param_group)
         self._plan = None
 
@@ -138,26 +127,42 @@ class Optimizer(torch.optim.Optimizer):
         The closure's loss, or None.
         """
         self._raise_found()
+        self.before_step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         plan = self._current_plan()
+        try:
+            self._take(plan, closure, loss)
+        except RuntimeError:
+            # The plan does not look at layouts: one that has changed fails somewhere below, without saying so.
+            for index, p in enumerate(p for group in self.param_groups for p in group["params"]):
+                door.check_layout(self, index, p)
+            raise
+        return loss
+
+    def _take(self, plan: Plan, closure: Any, loss: Any) -> None:
         if not plan.buckets:
-            return loss
+            return
         wanted = oracles.due(self, plan.buckets, closure)
         meshes = list({id(b.mesh): b.mesh for b in plan.buckets if b.mesh is not None}.values())
         if self.nonfinite == "skip" and not self._finite(plan.buckets, meshes):
-            return loss
+            return
         if "loss" in self._needs() and loss is None:
             oracles.refuse(type(self).__name__, "the loss")
-        oracles.observe(self, wanted, closure)
+        answers = oracles.ask(self, wanted, closure)
+        if self.nonfinite == "skip" and not all_finite([value for *_, value in answers], meshes):
+            return
+        oracles.observe(self, answers)
         found = self._move(plan.buckets, loss)
         for bucket in plan.buckets:
             bucket.advance()
         if self.nonfinite == "raise":
             self._alarms = Alarms(found, meshes)
-        return loss
+
+    def before_step(self) -> None:
+        """Called when a step begins; rules that rearrange their parameters override this, and leave :meth:`step` as it is."""
 
     def _needs(self) -> tuple[str, ...]:
         return self.sentence.step_size.needs if self.sentence.step_size is not None else ()
@@ -176,6 +181,7 @@ class Optimizer(torch.optim.Optimizer):
             return two_pass.step(self.sentence.step_size, buckets, cs, packed, self._scalars, loss)
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
+            bucket.packed = None
             for indices, unit in zip(bucket.indices, bucket.units, strict=True):
                 alarm = self._run(bucket, unit, numbers, indices)
                 if alarm is not None:
@@ -185,10 +191,12 @@ class Optimizer(torch.optim.Optimizer):
     def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float], indices: list[int]) -> Tensor | None:
         p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
         elementwise = direction.scope == "elementwise"
-        if self.compile and elementwise and not direction.reduces and p.numel() >= SMALLEST_COMPILED:
-            signature = (g.dtype, p.ndim, torch.get_num_threads())
-            run = bucket.compiled.get(signature) or bucket.compiled.setdefault(signature, compiled(bucket.kernel, tuple(values), p, g))
-            alarm = run_compiled(run, self._packed(bucket, values, p.device), p, g, unit.pieces)
+        if self.compile and elementwise and not direction.reduces and compilable(p):
+            signature = (g.dtype, torch.get_num_threads())
+            function = bucket.compiled.get(signature)
+            if function is None:
+                function = bucket.compiled[signature] = compiled(bucket.kernel, tuple(values), p, g, unit.pieces)
+            alarm = run_compiled(function, self._packed(bucket, values, p), p, g, unit.pieces)
         else:
             c = Coefficients(values)
             if not elementwise:
@@ -199,14 +207,14 @@ class Optimizer(torch.optim.Optimizer):
         unit.store(p)
         return alarm
 
-    def _packed(self, bucket: Bucket, values: dict[str, float], device: torch.device) -> Tensor:
-        if bucket.packed_at != bucket.step or bucket.packed is None:
-            bucket.packed, bucket.packed_at = pack(list(values.values()), device), bucket.step
+    def _packed(self, bucket: Bucket, values: dict[str, float], p: Tensor) -> Tensor:
+        if bucket.packed is None:
+            bucket.packed = pack(list(values.values()), p)
         return bucket.packed
 
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """All numbers of step ``t`` for one rule and group."""
-        values: dict[str, Any] = {"lr": _number(group["lr"]), "weight_decay": _number(group.get("weight_decay", 0.0))}
+        values: dict[str, Any] = {name: _number(name, group.get(name, 0.0)) for name in ("lr", "weight_decay")}
         values.update(direction.coefficients(group, t))
         if self.sentence.step_size is not None:
             values.update(self.sentence.step_size.coefficients(group, t))
@@ -217,16 +225,8 @@ class Optimizer(torch.optim.Optimizer):
     # the plan
 
     def _current_plan(self) -> Plan:
-        plan = self._plan
-        if plan is not None and plan.state is self.state and len(self.state) == len(plan.active) + plan.resting:
-            gradients = [p.grad for p in plan.active]
-            if (
-                not any(g is None for g in gradients)
-                and all(p.grad is None for p in plan.idle)
-                and pointers(plan.active) == plan.pointers
-                and self._signature() == plan.signature
-            ):
-                return plan
+        if self._plan is not None and self._plan.still_holds(self.state, self._signature):
+            return self._plan
         return self._make_plan()
 
     def _signature(self) -> Any:
@@ -248,8 +248,8 @@ class Optimizer(torch.optim.Optimizer):
                     idle.append(p)
                 else:
                     direction = self.direction_for(p, group)
-                    self._check_gradient(index, p, direction)
-                    members.append((index, p, group, direction))
+                    door.check_parameter(self, index, p, direction)
+                    members.append(Member(index, p, group, direction, self.storage_for(p, group)))
                     active.append(p)
                 index += 1
         keys = {id(group): self._hyperparameters(group) for group in self.param_groups}
@@ -257,29 +257,8 @@ class Optimizer(torch.optim.Optimizer):
         if self.sentence.step_size is not None and buckets:
             self._scalars = two_pass.adopt_scalars(self.sentence.step_size, buckets, self.state)
         resting = sum(p in self.state for p in idle)
-        self._plan = Plan(buckets, active, idle, pointers(active), self._signature(), self.state, resting)
+        self._plan = Plan(buckets, active, idle, self._signature(), self.state, resting)
         return self._plan
-
-    def _check_gradient(self, index: int, p: Tensor, direction: Direction) -> None:
-        name = f"{self._name_of(index)} with shape {tuple(p.shape)}"
-        if p.grad is not None and p.grad.layout != torch.strided:
-            raise RuntimeError(
-                f"{type(self).__name__} does not support sparse gradients (parameter {name}); "
-                "build the embedding with sparse=False"
-            )
-        if p.is_complex() and not (direction.supports_complex and self.sentence.storage.supports_complex):
-            raise RuntimeError(
-                f"{type(self).__name__} does not support complex parameters (parameter {name}); "
-                "store real and imaginary parts with torch.view_as_real"
-            )
-
-    def _name_of(self, index: int) -> str:
-        for group in self.param_groups:
-            if index < len(group["params"]):
-                names = group.get("param_names")
-                return f"{names[index]!r}" if names else f"number {index} of its group"
-            index -= len(group["params"])
-        raise IndexError(index)
 
     # non-finite numbers
 
@@ -288,18 +267,13 @@ class Optimizer(torch.optim.Optimizer):
         if alarms is None or not alarms.raised():
             return
         culprit = alarms.culprit()
-        if culprit is None and not alarms.shared:
+        if not alarms.confirmed(culprit):
             return
-        name = "on another rank" if culprit is None else self._describe(culprit[0].params[culprit[1]])
+        name = "on another rank" if culprit is None else door.describe(self, culprit[0].params[culprit[1]])
         raise NonFiniteError(
             f"{type(self).__name__}: the last step met a value that is not finite in parameter {name}; lower lr, clip "
             'gradients, or pass nonfinite="skip" to leave such steps out'
         )
-
-    def _describe(self, p: Tensor) -> str:
-        everything = [q for group in self.param_groups for q in group["params"]]
-        index = next(i for i, q in enumerate(everything) if q is p)
-        return f"{self._name_of(index)} with shape {tuple(p.shape)}"
 
     # extra oracles
 
@@ -312,11 +286,16 @@ class Optimizer(torch.optim.Optimizer):
     @contextmanager
     def solution(self) -> Iterator[None]:
         """Swap the answer in for the parameters: averages, or the point without look-ahead; by default no change."""
+        if self._shows_solution:
+            yield
+            return
         with torch.no_grad():
             saved = functional.swap_in(self)
+        self._shows_solution = True
         try:
             yield
         finally:
+            self._shows_solution = False
             with torch.no_grad():
                 for p, value in saved:
                     p.copy_(value)
@@ -354,5 +333,9 @@ def _gradients(unit: Unit) -> list[Tensor]:
     return [p.grad for p in unit.params]  # type: ignore[misc]
 
 
-def _number(x: Any) -> Any:
-    return float(x) if not (isinstance(x, Tensor) and x.requires_grad) else x
+def _number(name: str, x: Any) -> Any:
+    if isinstance(x, Tensor) and x.requires_grad:
+        return x
+    if not math.isfinite(x):
+        raise ValueError(f"{name} of a parameter group is {float(x)}; a scheduler or an assignment has made it so")
+    return float(x)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torch import Tensor
+
 from fallline.core.errors import MissingOracle
 
 from .kernels import write
 from .parts import Coefficients
 from .plan import Bucket
+from .units import Unit
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -32,15 +35,25 @@ def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[s
     return wanted
 
 
-def observe(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any) -> None:
-    """Ask the realisation for what is due and hand it to the rule."""
+Answers = list[tuple[Bucket, Unit, str, Tensor]]
+
+
+def ask(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any) -> Answers:
+    """Ask the realisation for what is due."""
+    answers = []
     for name, asking in wanted.items():
         estimates = optimizer.estimate(name, realisation, asking[0].step + 1)
         by_parameter = {id(p): estimates[key] for key, p in realisation.variables.items() if key in estimates}
         for bucket in asking:
-            c = Coefficients(optimizer.coefficients(bucket.direction, bucket.group, bucket.step + 1))
             for unit in bucket.units:
                 if any(id(p) not in by_parameter for p in unit.params):
                     refuse(type(optimizer).__name__, f"{name} of every parameter it optimizes")
-                value = unit.pack([by_parameter[id(p)] for p in unit.params])
-                write(unit.pieces, bucket.kernel.observe(c, name, value, unit.pieces))
+                answers.append((bucket, unit, name, unit.pack([by_parameter[id(p)] for p in unit.params]).clone()))
+    return answers
+
+
+def observe(optimizer: Optimizer, answers: Answers) -> None:
+    """Hand the answers to the rule."""
+    for bucket, unit, name, value in answers:
+        c = Coefficients(optimizer.coefficients(bucket.direction, bucket.group, bucket.step + 1))
+        write(unit.pieces, bucket.kernel.observe(c, name, value, unit.pieces))

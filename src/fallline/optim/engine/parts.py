@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from .arithmetic import add_scaled, blend
-from .state import State, like
+from .state import State, like, working_dtype
 
 Scalars = dict[str, float]
 Tensors = dict[str, Tensor]
@@ -162,8 +162,8 @@ class Average:
         raise NotImplementedError
 
     def init(self, p: Tensor) -> dict[str, State]:
-        """One entry, ``average``."""
-        return {"average": like(p, initial="parameter")}
+        """One entry, ``average``, in full precision: the small moves of its mean would be lost in a coarse one."""
+        return {"average": like(p, precision=working_dtype(p.dtype), initial="parameter")}
 
     def __call__(self, p: Tensor, average: Tensor, c: Any) -> Tensor:
         """The average after the step to ``p``."""

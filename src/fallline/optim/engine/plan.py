@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .kernels import Kernel
-from .layout import is_dense, local, sharding
+from .layout import is_dense, is_sharded, local, sharding
+from .packed import PackedUnit
 from .parts import Average, Direction, Move, StepSize
+from .stacked import StackedUnit
 from .state import State, working_dtype
 from .storage import Codec, Storage
-from .units import Entries, FlatUnit, PackedUnit, StackedUnit, Unit
+from .units import Entries, FlatUnit, Unit
 
 PACKED_UP_TO = 64 * 1024
 """Tensors up to this many elements are packed together."""
@@ -54,9 +58,8 @@ class Bucket:
     states: list[dict[str, Any]] = field(default_factory=list)
     mesh: Any = None
     sharded_dims: tuple[int, ...] = ()
-    compiled: dict[Any, Callable[..., Tensor | None]] = field(default_factory=dict)
+    compiled: dict[Any, Callable[..., Sequence[Tensor]]] = field(default_factory=dict)
     packed: Tensor | None = None
-    packed_at: int = -1
 
     def summing(self, unit: Unit) -> Callable[[Tensor], Tensor]:
         """What :func:`.reduction.reduce` means for one unit."""
@@ -83,19 +86,45 @@ class Plan:
     buckets: list[Bucket]
     active: list[Tensor]
     idle: list[Tensor]
-    pointers: list[int]
     signature: Any
     state: Any
     resting: int
 
+    def __post_init__(self) -> None:
+        self.placed = any(is_sharded(p) for p in self.active)
+        self.pointers = self._pointers()
 
-def pointers(params: Sequence[Tensor]) -> list[int]:
-    """Where the parameters' data are."""
-    return [local(p).data_ptr() if hasattr(p, "placements") else p.data_ptr() for p in params]
+    def _pointers(self) -> list[int]:
+        return [(local(p) if self.placed else p).data_ptr() for p in self.active]
+
+    def still_holds(self, state: Any, signature: Callable[[], Any]) -> bool:
+        """Whether the same parameters have gradients and are where they were, and nothing that sorts them has changed."""
+        return (
+            self.state is state
+            and len(state) == len(self.active) + self.resting
+            and NoneType not in set(map(type, map(_gradient, self.active)))
+            and all(p.grad is None for p in self.idle)
+            and self._pointers() == self.pointers
+            and signature() == self.signature
+        )
+
+
+_gradient = attrgetter("grad")
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """A parameter that takes the step: its position in the optimizer, its group, and the parts that may differ."""
+
+    index: int
+    param: Tensor
+    group: dict[str, Any]
+    direction: Direction
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class _Placed:
     index: int
     param: Tensor
     group: dict[str, Any]
@@ -109,9 +138,8 @@ class _Member:
         return (hyperparameters, self.direction, self.entries, *device_dtype, sharding(self.param), self.step)
 
 
-def _member(
-    index: int, p: Tensor, group: dict[str, Any], direction: Direction, sentence: Sentence, step: int
-) -> _Member:
+def _place(member: Member, sentence: Sentence, step: int) -> _Placed:
+    p, direction = member.param, member.direction
     working, view, seen = working_dtype(p.dtype), None, p.detach()
     if direction.scope == "matrix":
         view = direction.view(tuple(p.shape))
@@ -119,15 +147,15 @@ def _member(
     count = seen.numel() if view else local(p).numel()
     entries = []
     for name, state in sentence.declare(direction, seen).items():
-        codec = sentence.storage.codec(state, count, working)
+        codec = member.storage.codec(state, count, working)
         if view is not None and codec.block > 1:
             codec = Codec(working)
         entries.append((name, state, codec))
-    return _Member(index, p, group, direction, tuple(entries), view, step)
+    return _Placed(member.index, p, member.group, direction, tuple(entries), view, step)
 
 
 def build(
-    members: Sequence[tuple[int, Tensor, dict[str, Any], Direction]],
+    members: Sequence[Member],
     sentence: Sentence,
     state: MutableMapping[Tensor, dict[str, Any]],
     hyperparameters: Mapping[int, Any],
@@ -135,12 +163,12 @@ def build(
 ) -> list[Bucket]:
     """Sort parameters with gradients into buckets and units and bring their state into place.
 
-    ``members`` lists (position, parameter, group, direction); ``hyperparameters`` maps ``id(group)`` to a hashable.
+    ``hyperparameters`` maps ``id(group)`` to a hashable.
     """
-    sorted_: dict[tuple[Any, ...], list[_Member]] = {}
-    for index, p, group, direction in members:
-        member = _member(index, p, group, direction, sentence, int(state[p].get("step", 0)))
-        sorted_.setdefault(member.key(hyperparameters[id(group)]), []).append(member)
+    sorted_: dict[tuple[Any, ...], list[_Placed]] = {}
+    for given in members:
+        member = _place(given, sentence, int(state[given.param].get("step", 0)))
+        sorted_.setdefault(member.key(hyperparameters[id(given.group)]), []).append(member)
     buckets = []
     for found in sorted_.values():
         first = found[0]
@@ -161,10 +189,10 @@ def build(
     return buckets
 
 
-def _units(members: list[_Member]) -> list[list[_Member]]:
-    units: list[list[_Member]] = []
-    packed: list[_Member] = []
-    stacks: dict[Any, list[_Member]] = {}
+def _units(members: list[_Placed]) -> list[list[_Placed]]:
+    units: list[list[_Placed]] = []
+    packed: list[_Placed] = []
+    stacks: dict[Any, list[_Placed]] = {}
     for member in members:
         if member.view is not None:
             stacks.setdefault(member.view, []).append(member)
@@ -175,13 +203,13 @@ def _units(members: list[_Member]) -> list[list[_Member]]:
     return units + ([packed] if packed else []) + list(stacks.values())
 
 
-def _stands_alone(member: _Member) -> bool:
+def _stands_alone(member: _Placed) -> bool:
     block = max((codec.block for _, _, codec in member.entries), default=1)
     n = local(member.param).numel()
     return n > PACKED_UP_TO and n % block == 0
 
 
-def _add_unit(bucket: Bucket, members: list[_Member], state: MutableMapping[Tensor, dict[str, Any]]) -> None:
+def _add_unit(bucket: Bucket, members: list[_Placed], state: MutableMapping[Tensor, dict[str, Any]]) -> None:
     params = [m.param for m in members]
     first = members[0]
     unit: Unit
@@ -200,5 +228,5 @@ def _add_unit(bucket: Bucket, members: list[_Member], state: MutableMapping[Tens
     bucket.states += states
 
 
-def _simple(member: _Member) -> bool:
+def _simple(member: _Placed) -> bool:
     return is_dense(local(member.param)) and all(codec.block == 1 for _, _, codec in member.entries)

@@ -73,4 +73,6 @@ def like(
     axis : int, optional
         Only for the matrix scope.
     """
+    if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
+        raise ValueError(f"the precision of state must be a floating-point torch.dtype such as torch.bfloat16, got {precision!r}")
     return State(None if axis is None else (p.shape[axis],), precision, nonnegative, initial)

@@ -34,14 +34,15 @@ def adopt_scalars(rule: StepSize, buckets: list[Bucket], states: States) -> list
     if rule.over == "tensor":
         return [_unit_scalars(rule, unit, states) for unit in units]
     shared: dict[str, Tensor] = {}
+    active = [states[p] for unit in units for p in unit.params]
     for name, initial in rule.scalars().items():
-        known = [states[p][name] for unit in units for p in unit.params if name in states[p]]
+        # Parameters without a gradient hold the number too, or it would be out of date when they return.
+        known = [state for state in states.values() if name in state]
         device = units[0].locals[0].device
-        value = known[0].detach().clone() if known else torch.tensor(initial, dtype=units[0].working, device=device)
+        value = known[0][name].detach().clone() if known else torch.tensor(initial, dtype=units[0].working, device=device)
         shared[name] = value
-        for unit in units:
-            for p in unit.params:
-                states[p][name] = value
+        for state in known + active:
+            state[name] = value
     return [shared]
 
 

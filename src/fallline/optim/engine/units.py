@@ -1,8 +1,8 @@
 """Work items: how one or many parameters appear to a kernel as one plain tensor.
 
 - :class:`FlatUnit`: a big tensor as a 1-D view of its own memory;
-- :class:`PackedUnit`: many small tensors copied into one flat buffer and back;
-- :class:`StackedUnit`: tensors of one shape as a batch ``(B, *view)``, for the matrix scope.
+- :class:`.packed.PackedUnit`: many small tensors copied into one flat buffer and back;
+- :class:`.stacked.StackedUnit`: tensors of one shape as a batch ``(B, *view)``, for the matrix scope.
 
 State lives in the unit's own layout for good; ``optimizer.state[p]`` shows views of it.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import flat, flat_as, is_dense, is_sharded, local, local_gradient, numel, sharded_as
+from .layout import flat, flat_as, is_dense, is_sharded, local, local_gradient, sharded_as
 from .state import State, working_dtype
 from .storage import Codec
 
@@ -118,6 +118,7 @@ class Unit:
         state: Mapping[str, Any],
     ) -> None:
         """Fill parameter ``i``'s part of the buffers from its state, or with the initial value."""
+        self._check_loaded(i, name, codec, views, state)
         if all(name + piece in state for piece in codec.pieces) and state[name].dtype == codec.dtype:
             views[0].copy_(self.plain_state(i, state[name], declared))
             for piece, view in zip(codec.pieces[1:], views[1:], strict=True):
@@ -138,6 +139,17 @@ class Unit:
         else:
             start = self.plain_state(i, declared.start(self.seen(i), self.working), declared)
         self.encode_into(views, start.to(self.working), codec)
+
+    def _check_loaded(
+        self, i: int, name: str, codec: Codec, views: tuple[Tensor, ...], state: Mapping[str, Any]
+    ) -> None:
+        for piece, view in zip(codec.pieces, views, strict=True):
+            value = state.get(name + piece)
+            if value is not None and local(value).numel() != view.numel():
+                raise ValueError(
+                    f"the loaded state {name + piece!r} has {local(value).numel()} numbers where the parameter with shape "
+                    f"{tuple(self.params[i].shape)} needs {view.numel()}; load it into the model and optimizer that saved it"
+                )
 
     def seen(self, i: int) -> Tensor:
         """Parameter ``i`` as the direction's ``init`` sees it."""
@@ -160,7 +172,7 @@ class FlatUnit(Unit):
 
     def __init__(self, params: list[Tensor], entries: Entries) -> None:
         super().__init__(params, entries)
-        self.dense = is_dense(self.locals[0])
+        self.dense, self.contiguous = is_dense(self.locals[0]), self.locals[0].is_contiguous()
         self.like = self.locals[0] if self.dense else torch.empty(self.locals[0].shape, device="meta")
         if self.dense:
             self.p = self.tiled(flat(self.locals[0]))
@@ -173,7 +185,8 @@ class FlatUnit(Unit):
             self.locals[0].copy_(p.view(self.locals[0].shape))
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        return self.tiled(flat_as(self.real(tensors)[0], self.like))
+        (t,) = self.real(tensors)
+        return self.tiled(t.view(-1) if self.contiguous and t.is_contiguous() else flat_as(t, self.like))
 
     def segments(self, x: Tensor) -> Tensor:
         return x.sum().reshape(1)
@@ -194,145 +207,3 @@ class FlatUnit(Unit):
         view = buffers[0].as_strided(self.like.shape, self.like.stride())
         rest = {name + piece: b for piece, b in zip(codec.pieces[1:], buffers[1:], strict=True)}
         return {name: sharded_as(view, self.params[0]), **rest}
-
-
-class PackedUnit(Unit):
-    """Many tensors in one buffer, each padded with zeros to a multiple of the storage's block."""
-
-    def __init__(self, params: list[Tensor], entries: Entries) -> None:
-        super().__init__(params, entries)
-        device, dtype = self.locals[0].device, self.locals[0].dtype
-        self.sizes = [-(-n // self.block) * self.block for n in self.lengths]
-        self.offsets = _offsets(self.sizes)
-        self.total = sum(self.sizes)
-        self.pads = [torch.zeros(s - n, dtype=dtype, device=device) for s, n in zip(self.sizes, self.lengths, strict=True)]
-        self.padded = self.sizes != self.lengths
-        self.buffer = torch.zeros(self.total, dtype=dtype, device=device)
-        self.parts = [self._part(i, self.buffer).view(t.shape) for i, t in enumerate(self.locals)]
-        self.gradient = torch.zeros_like(self.buffer)
-        self.gradient_parts = [self._part(i, self.gradient).view(t.shape) for i, t in enumerate(self.locals)]
-
-    def _part(self, i: int, buffer: Tensor) -> Tensor:
-        return buffer[self.offsets[i] : self.offsets[i] + self.lengths[i]]
-
-    def _join(self, tensors: list[Tensor]) -> Tensor:
-        if self.padded:
-            tensors = [t for pair in zip(tensors, self.pads, strict=True) for t in pair]
-        joined: Tensor = torch._C._nn.flatten_dense_tensors(tensors)
-        return joined
-
-    def load(self) -> Tensor:
-        torch._foreach_copy_(self.parts, self.locals)
-        return self.tiled(self.buffer)
-
-    def store(self, p: Tensor) -> None:
-        torch._foreach_copy_(self.locals, self.parts)
-
-    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        real = self.real(tensors)
-        if any(t.dtype != self.gradient.dtype for t in real):  # an estimate in a higher precision than the parameters'
-            return self.tiled(self._join(real))
-        torch._foreach_copy_(self.gradient_parts, real)
-        return self.tiled(self.gradient)
-
-    def segments(self, x: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in x.reshape(-1).split(self.sizes)])
-
-    def spread(self, values: Tensor) -> Tensor:
-        repeats = torch.tensor(self.sizes, device=values.device)
-        return self.tiled(values.repeat_interleave(repeats, output_size=self.total))
-
-    def allocate(self, declared: State, codec: Codec) -> tuple[Tensor, ...]:
-        return codec.allocate(self.total, self.locals[0].device)
-
-    def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
-        start, stop = self.offsets[i] // codec.block, (self.offsets[i] + self.sizes[i]) // codec.block
-        return (self._part(i, buffers[0]), *(b[start:stop] for b in buffers[1:]))
-
-    def plain_state(self, i: int, value: Tensor, declared: State) -> Tensor:
-        return local(value).reshape(-1)
-
-    def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        first, *rest = self.views(i, buffers, codec)
-        shown = {name: sharded_as(first.view(self.locals[i].shape), self.params[i])}
-        return shown | {name + piece: b for piece, b in zip(codec.pieces[1:], rest, strict=True)}
-
-
-class StackedUnit(Unit):
-    """Tensors of one shape as a batch. Sharded ones are gathered, treated alike on all ranks, and cut again."""
-
-    def __init__(self, params: list[Tensor], entries: Entries, view: tuple[int, ...]) -> None:
-        super().__init__(params, entries)
-        self.view = view
-        self.full = [_full(p) for p in params] if is_sharded(params[0]) else self.locals
-
-    def load(self) -> Tensor:
-        if is_sharded(self.params[0]):
-            self.full = [_full(p) for p in self.params]
-        return self._stack(self.full)
-
-    def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
-        if len(tensors) == 1:
-            return tensors[0].reshape(1, *self.view)
-        return torch.stack([t.reshape(self.view) for t in tensors])
-
-    def store(self, p: Tensor) -> None:
-        for new, target, param in zip(p.unbind(), self.locals, self.params, strict=True):
-            if is_sharded(param):
-                target.copy_(_shard(new.reshape(param.shape), param))
-            elif new.data_ptr() != target.data_ptr():
-                target.copy_(new.reshape(target.shape))
-
-    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        if is_sharded(self.params[0]):
-            return self._stack([_full(t) for t in tensors])
-        return self._stack(self.real(tensors))
-
-    def segments(self, x: Tensor) -> Tensor:
-        return x.flatten(1).sum(1)
-
-    def spread(self, values: Tensor) -> Tensor:
-        return values.view(-1, *[1] * len(self.view))
-
-    def tiled(self, t: Tensor) -> Tensor:
-        return t
-
-    def seen(self, i: int) -> Tensor:
-        return self.full[i].reshape(self.view)
-
-    def _shape(self, declared: State) -> tuple[int, ...]:
-        return self.view if declared.shape is None else declared.shape
-
-    def allocate(self, declared: State, codec: Codec) -> tuple[Tensor, ...]:
-        shape = self._shape(declared)
-        (buffer,) = codec.allocate(len(self.params) * numel(shape), self.locals[0].device)
-        return (buffer.view(len(self.params), *shape),)
-
-    def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
-        return (buffers[0][i],)
-
-    def plain_state(self, i: int, value: Tensor, declared: State) -> Tensor:
-        return value.reshape(self._shape(declared))
-
-    def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return {name: buffers[0][i]}
-
-
-def _offsets(sizes: list[int]) -> list[int]:
-    offsets = [0]
-    for size in sizes[:-1]:
-        offsets.append(offsets[-1] + size)
-    return offsets
-
-
-def _full(t: Any) -> Tensor:
-    whole: Tensor = t.detach().full_tensor()
-    return whole
-
-
-def _shard(full: Tensor, p: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor, Replicate
-
-    replicated = DTensor.from_local(full, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)
-    part: Tensor = replicated.redistribute(placements=p.placements).to_local()
-    return part

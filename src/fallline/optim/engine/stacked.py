@@ -1,0 +1,87 @@
+"""Tensors of one shape as a batch, for rules on matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import is_sharded, numel
+from .state import State
+from .storage import Codec
+from .units import Entries, Unit
+
+
+class StackedUnit(Unit):
+    """Tensors of one shape as a batch. Sharded ones are gathered, treated alike on all ranks, and cut again."""
+
+    def __init__(self, params: list[Tensor], entries: Entries, view: tuple[int, ...]) -> None:
+        super().__init__(params, entries)
+        self.view = view
+        self.full = [_full(p) for p in params] if is_sharded(params[0]) else self.locals
+
+    def load(self) -> Tensor:
+        if is_sharded(self.params[0]):
+            self.full = [_full(p) for p in self.params]
+        return self._stack(self.full)
+
+    def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        if len(tensors) == 1:
+            return tensors[0].reshape(1, *self.view)
+        return torch.stack([t.reshape(self.view) for t in tensors])
+
+    def store(self, p: Tensor) -> None:
+        for new, target, param in zip(p.unbind(), self.locals, self.params, strict=True):
+            if is_sharded(param):
+                target.copy_(_shard(new.reshape(param.shape), param))
+            elif new.data_ptr() != target.data_ptr():
+                target.copy_(new.reshape(target.shape))
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        if is_sharded(self.params[0]):
+            return self._stack([_full(t) for t in tensors])
+        return self._stack(self.real(tensors))
+
+    def segments(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * len(self.view))
+
+    def tiled(self, t: Tensor) -> Tensor:
+        return t
+
+    def seen(self, i: int) -> Tensor:
+        return self.full[i].reshape(self.view)
+
+    def _shape(self, declared: State) -> tuple[int, ...]:
+        return self.view if declared.shape is None else declared.shape
+
+    def allocate(self, declared: State, codec: Codec) -> tuple[Tensor, ...]:
+        shape = self._shape(declared)
+        (buffer,) = codec.allocate(len(self.params) * numel(shape), self.locals[0].device)
+        return (buffer.view(len(self.params), *shape),)
+
+    def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
+        return (buffers[0][i],)
+
+    def plain_state(self, i: int, value: Tensor, declared: State) -> Tensor:
+        return value.reshape(self._shape(declared))
+
+    def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {name: buffers[0][i]}
+
+
+def _full(t: Any) -> Tensor:
+    whole: Tensor = t.detach().full_tensor()
+    return whole
+
+
+def _shard(full: Tensor, p: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    replicated = DTensor.from_local(full, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)
+    part: Tensor = replicated.redistribute(placements=p.placements).to_local()
+    return part
