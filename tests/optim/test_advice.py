@@ -29,3 +29,9 @@ def test_every_method_is_here_and_named_once():
 def test_an_unknown_trait_is_refused():
     with pytest.raises(ValueError, match="unknown trait 'sparsity'; known: sparse"):
         advise({"sparsity": True})
+
+
+@pytest.mark.parametrize("traits, message", [({"sparse": "no"}, "sparse must be True or False"), (["sparse"], "traits must be Traits")])
+def test_what_is_neither_true_nor_false_is_refused(traits, message):
+    with pytest.raises(TypeError, match=message):
+        advise(traits)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fallline as fl
+from fallline import optim
 from fallline.optim import Quantized
 from fallline.optim.engine import quantizer
 
@@ -49,6 +50,30 @@ def test_blocks_tails_zeros_and_layouts():
     assert torch.equal(exact.dequantize(), torch.tensor([0.0, 4.0]))
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("largest", [1e-45, 1e-39, 1.2e-38, 1e-30, 3e38])
+def test_codes_of_tiny_and_huge_blocks_are_defined(largest, signed):
+    x = torch.tensor([0.0, largest, largest / 2])
+    codes, scale = quantizer.quantize_blocks(x, signed)
+    found = quantizer.decode(codes, signed) * scale
+    if largest < torch.finfo(torch.float32).tiny:
+        assert torch.equal(codes, torch.full_like(codes, quantizer.zero_code(signed))) and torch.equal(found, torch.zeros(3))
+    else:
+        torch.testing.assert_close(found, x, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_stable_embedding_is_normalised_in_its_own_precision_or_better(dtype):
+    embedding = optim.StableEmbedding(10, 64).to(dtype)
+    indices = torch.arange(10)
+    found = embedding(indices)
+    reference = torch.nn.functional.layer_norm(embedding.weight.double(), (64,))
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.double(), reference, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    found.square().sum().backward()
+    assert embedding.weight.grad is not None and embedding.norm.weight.grad is not None
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: Quantized(torch.ones(3, dtype=torch.int32)), "floating-point"),
     (lambda: Quantized(-torch.ones(3), signed=False), "signed=True"),
@@ -57,3 +82,12 @@ def test_blocks_tails_zeros_and_layouts():
 def test_bad_input(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_embeddings_keep_whole_state():
+    model = torch.nn.Sequential(fl.optim.StableEmbedding(256, 64), torch.nn.Linear(64, 128))
+    optimizer = fl.optim.Adam8bit(fl.optim.roles(model))
+    model(torch.arange(8)).square().mean().backward()
+    optimizer.step()
+    assert optimizer.state[model[0].weight]["exp_avg"].dtype == torch.float32
+    assert optimizer.state[model[1].weight]["exp_avg"].dtype == torch.uint8

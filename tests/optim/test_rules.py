@@ -1,6 +1,7 @@
 """Every rule against an independent float64 reference written from its formulas, twenty steps over several shapes."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -192,6 +193,32 @@ def test_sophia_clips_newton_steps_and_estimates_every_k_steps():
     assert problem.counts["hvps"] == 3
 
 
+def test_sophia_ascends_as_it_descends_the_negative():
+    curvature = torch.tensor([0.5, 4.0, -1.0], dtype=torch.float64)
+    ends = []
+    for sign in (1.0, -1.0):
+        problem = fl.Smooth(lambda x, sign=sign: sign * 0.5 * (curvature * x**2).sum(), torch.ones(3, dtype=torch.float64))
+        p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = optim.Sophia([p], lr=0.1, betas=(0.0, 0.0), gamma=1.0, estimator="hutchinson", k=1, maximize=sign < 0)
+        for _ in range(5):
+            optimizer.step(problem.bind(p))
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
+def test_sophia_takes_a_maximised_objective_for_the_likelihood():
+    ends = []
+    for sign in (1.0, -1.0):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 4)
+        objective = fl.Objective(model, lambda out, y, sign=sign: sign * torch.nn.functional.cross_entropy(out, y))
+        optimizer = optim.Sophia(model.parameters(), lr=0.1, k=1, maximize=sign < 0)
+        for t in range(3):
+            optimizer.step(objective(torch.randn(8, 3, generator=fl.Key(t).generator()), torch.arange(8) % 4))
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_sophia_says_what_it_needs():
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
@@ -290,6 +317,53 @@ def test_shampoo_momentum_accumulates_preconditioned_updates():
         torch.testing.assert_close(end, x, rtol=1e-9, atol=1e-9)
 
 
+def test_shampoo_has_a_buffer_where_a_group_has_momentum():
+    def gradient(t):
+        return torch.randn(3, 3, dtype=torch.float64, generator=fl.Key(t).generator())
+
+    grouped, plain, whole, none = (torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(4))
+    by_group = optim.Shampoo([{"params": [grouped], "momentum": 0.9}, {"params": [plain]}])
+    everywhere, nowhere = optim.Shampoo([whole], momentum=0.9), optim.Shampoo([none])
+    for t in range(5):
+        for p in (grouped, plain, whole, none):
+            p.grad = gradient(t)
+        by_group.step(), everywhere.step(), nowhere.step()
+    assert torch.equal(grouped, whole) and torch.equal(plain, none)
+    assert "momentum" not in by_group.state[plain]
+
+
+def test_shampoo_heeds_a_momentum_raised_by_a_schedule():
+    p, q = (torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(2))
+    raised, constant = optim.Shampoo([p]), optim.Shampoo([q], momentum=0.0)
+    raised.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))]})
+    last = torch.zeros_like(p)
+    for t in range(4):
+        if t == 2:
+            raised.param_groups[0]["momentum"] = 0.5
+        before = p.detach().clone()
+        p.grad = q.grad = torch.randn(3, 3, dtype=torch.float64, generator=fl.Key(t).generator())
+        other = q.detach().clone()
+        raised.step(), constant.step()
+        moved, update = p.detach() - before, q.detach() - other
+        last = update + 0.5 * last if t > 2 else update
+        torch.testing.assert_close(moved, last)
+
+
+@pytest.mark.parametrize("max_dim", [1024, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e25, 1.5e19])
+def test_shampoo_names_the_parameter_whose_gradient_is_not_finite_or_overflows(value, max_dim):
+    good, bad = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = optim.Shampoo([("good", good), ("bad", bad)], max_dim=max_dim)
+    good.grad, bad.grad = (torch.randn(4, 4, generator=fl.Key(i).generator()) for i in range(2))
+    if math.isfinite(value):
+        bad.grad *= value
+    else:
+        bad.grad[0, 0] = value
+    with pytest.raises(fl.core.NonFiniteError, match="'bad'"):
+        for _ in range(3):
+            optimizer.step()
+
+
 def test_a_setting_of_adamw_becomes_one_of_lion():
     assert optim.lion_from_adamw(1e-3, 0.1) == (pytest.approx(2e-4), pytest.approx(0.5))
 
@@ -306,6 +380,11 @@ def test_a_setting_of_adamw_becomes_one_of_lion():
     (lambda p: optim.GaLore(p, rank=0), "rank"),
     (lambda p: optim.Sophia(p, estimator="fisher"), "estimator"),
     (lambda p: optim.Sophia(p, k=0), "k must"),
+    (lambda p: optim.Sophia(p, eps=0.0), "eps"),
+    (lambda p: optim.Sophia([{"params": p, "eps": 0.0}]), "eps"),
+    (lambda p: optim.Shampoo(p, eps=float("inf")), "eps"),
+    (lambda p: optim.Shampoo(p, max_dim=2.5), "max_dim"),
+    (lambda p: optim.DoG(p, gamma=-1.0), "gamma"),
     (lambda p: optim.Adam8bit(p, block=0), "block"),
     (lambda p: optim.Adam(p, eps=float("nan")), "eps"),
     (lambda p: optim.RMSprop(p, rho=1.5), "rho"),
@@ -316,8 +395,23 @@ def test_bad_hyperparameters_are_named(make, message):
 
 
 def test_a_large_lion_step_without_decay_is_warned_of():
+    p = torch.nn.Parameter(torch.ones(2))
     with pytest.warns(UserWarning, match=r"lr=0\.01"):
-        optim.Lion([torch.nn.Parameter(torch.ones(2))], lr=0.01)
+        optim.Lion([p], lr=0.01)
+    with pytest.warns(UserWarning, match=r"lr=0\.02"):
+        optim.Lion([{"params": [p], "lr": 0.02}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optim.Lion([{"params": [p], "lr": 1e-4}, {"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": 0.1}], lr=0.01)
+
+
+def test_a_half_precision_momentum_of_lion_stalls_where_the_docstring_says():
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = optim.Lion([p], momentum_dtype=torch.bfloat16)
+    for _ in range(600):
+        p.grad = torch.ones(2)
+        optimizer.step()
+    assert 0.7 < float(optimizer.state[p]["exp_avg"][0]) < 0.9
 
 
 def test_t_dog_is_damped_by_the_proof_s_constants():

@@ -124,7 +124,8 @@ def sparse_features(scale: Scale, seed: int) -> Evidence:
         *(recorded(f"rare coefficients' relative error, {name}", error.tolist()) for name, error in errors.items()),
         *(recorded(f"the same at the rate of least loss, {name}", error.tolist()) for name, error in chosen.items()),
     ], notes=["Rare are the 100 rarest of 200 features. Every method at the best of its six learning rates for this very error; "
-              "recorded beside it, at the learning rate of the least training loss."])
+              "recorded beside it, at the learning rate of the least training loss. The full scale is 500,000 rows and 30,000 steps of "
+              "this generated data, not a topic model of the size of 20 newsgroups."])
 
 
 @claim("RMSprop and Adam leave the saddle of x² − y² in at most 0.3 of gradient descent's steps at the same learning rate")
@@ -140,13 +141,14 @@ def saddle(scale: Scale, seed: int) -> Evidence:
 
 
 def descend(weights: Tensor, features: Tensor, labels: Tensor, batches: Tensor, lr: float) -> None:
-    """Stochastic gradient descent in place that touches the coefficients of the batch's features only."""
-    for batch in batches:
+    """Stochastic gradient descent in place that touches the coefficients of the batch's features only; the rate falls linearly to 0."""
+    for step, batch in enumerate(batches):
+        rate = lr * (1 - step / len(batches))
         for w, a, y in zip(weights, features[batch].unbind(1), labels[batch].unbind(1), strict=True):
             active = a.any(0).nonzero()[:, 0]
             seen = a[:, active]
             slopes = -y * torch.sigmoid(-y * (seen @ w[active])) / len(y)
-            w.index_add_(0, active, seen.T @ slopes, alpha=-lr)
+            w.index_add_(0, active, seen.T @ slopes, alpha=-rate)
 
 
 def hogwild_worker(rank: int, weights: Tensor, rows: int, seed: int, steps: int, lr: float) -> bool:
@@ -166,12 +168,18 @@ def hogwild_batches(rows: int, seed: int, steps: int) -> Tensor:
 def hogwild(scale: Scale, seed: int) -> Evidence:
     rows, steps, lr = (8_000, 1_000, 1.0) if scale is Scale.QUICK else (100_000, 50_000, 1.0)
     features, labels, truth = sparse_logistic(rows, seed)
-    serial, shared = torch.zeros_like(truth), torch.zeros_like(truth).share_memory_()
-    descend(serial, features, labels, hogwild_batches(rows, seed, steps), lr)
+    serial, permuted, shared = torch.zeros_like(truth), torch.zeros_like(truth), torch.zeros_like(truth).share_memory_()
+    batches = hogwild_batches(rows, seed, steps)
+    descend(serial, features, labels, batches, lr)
+    order = torch.randperm(steps, generator=Key(seed).fold("order").generator())
+    descend(permuted, features, labels, batches[order], lr)
     if not all(run_gloo(hogwild_worker, 2, shared, rows, seed, steps, lr)):
         raise RuntimeError("the processes did not share the weights")
-    losses = {name: margin_loss(w, features, labels) for name, w in (("serial", serial), ("two processes", shared))}
+    ends = {"serial": serial, "serial in another order": permuted, "two processes": shared}
+    losses = {name: margin_loss(w, features, labels) for name, w in ends.items()}
     return Evidence([
         between("loss, two processes / serial", (losses["two processes"] / losses["serial"]).tolist(), 0.98, 1.02),
+        recorded("loss, serial in another order / serial", (losses["serial in another order"] / losses["serial"]).tolist()),
         *(recorded(f"loss, {name}", loss.tolist()) for name, loss in losses.items()),
-    ], notes=[f"{steps:,} batches of 16 at learning rate {lr:g}, one after the other or dealt out to the two processes."])
+    ], notes=[f"{steps:,} batches of 16 at a learning rate that falls from {lr:g} to 0, one after the other or dealt out to the two "
+              "processes. Another order of the batches, recorded beside it, is what any difference must be held against."])

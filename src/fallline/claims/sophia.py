@@ -27,7 +27,7 @@ PAPER = Paper(
     headline="GPT-2 with 125M to 770M and GPT-NeoX with up to 6.6B parameters: AdamW's loss in half the steps, arithmetic and time; "
     "less than 5 % overhead; a convex bound that does not depend on the condition number",
 )
-LIMIT = 2_500
+LIMIT, CUT = 2_500, 32
 
 
 def bowl(condition: float, n: int, seed: int) -> tuple[fl.Problem, Tensor]:
@@ -47,31 +47,48 @@ def _largest(x: Tensor) -> Tensor:
     return ((1 + x**2).sqrt() - 1).max()
 
 
-@claim("from condition 10 to 1e3 Sophia needs at most 1.3 times the steps, gradient descent at least 30 times")
+# Two settings of Sophia, each tuned over its learning rate alone like every other side. At the defaults, made for language models,
+# hardly an entry of these small problems is ever unclipped; without momentum, at γ = 1 and k = 1, its step is nearly Newton's.
+DEFAULTS: dict[str, Any] = {"estimator": "hutchinson", "weight_decay": 0.0}
+NEWTON: dict[str, Any] = {**DEFAULTS, "betas": (0.0, 0.9), "gamma": 1.0, "k": 1}
+SIGN: dict[str, Any] = {"betas": (0.0, 0.0), "weight_decay": 1e-12}
+
+
+@claim("from condition 10 to 1e3 Sophia needs at most 1.3 times the steps, gradient descent at least 30 times, and even at 10 no fewer")
 def conditioning(scale: Scale, seed: int) -> Evidence:
     n, top = (50, 1e3) if scale is Scale.QUICK else (500, 1e4)
-    hutchinson: dict[str, Any] = {"estimator": "hutchinson", "weight_decay": 0.0}
+    small = (0.01, 0.03, 0.003, 0.1)
     sides: dict[str, tuple[Any, tuple[float, ...], dict[str, Any]]] = {
-        "Sophia": (Sophia, (0.003, 0.01, 0.03, 0.1), hutchinson),
-        "Adam": (Adam, (0.003, 0.01, 0.03, 0.1), {}),
+        "Sophia": (Sophia, (0.3, 0.1, 1.0, 0.03), NEWTON),
+        "Sophia at its defaults": (Sophia, small, DEFAULTS),
+        "sign descent": (Lion, small, SIGN),
+        "Adam": (Adam, small, {}),
         "gradient descent": (SGD, (1.9, 1.5, 1.0, 0.5), {}),
     }
-    growth: dict[str, list[float]] = {name: [] for name in sides}
+    steps: dict[str, list[list[float]]] = {name: [] for name in sides}
     for s in range(seed, seed + 3):
         for name, (optimizer, rates, hyper) in sides.items():
-            steps = []
+            found: list[float] = []
             for condition in (10.0, top):
                 problem, start = bowl(condition, n, s)
-                goal = 1e-4 * float(start)
-                found = fewest_steps(functools.partial(_fallen, goal), problem, optimizer, rates, LIMIT, s, **hyper)
-                steps.append(min(found, LIMIT) if name == "gradient descent" else found)
-            growth[name].append(steps[1] / steps[0])
+                limit = CUT * found[0] if found and name == "gradient descent" else LIMIT
+                reached = functools.partial(_fallen, 1e-4 * float(start))
+                count = fewest_steps(reached, problem, optimizer, rates, limit, s, **hyper)
+                found.append(min(count, limit) if name == "gradient descent" else count)
+            steps[name].append(found)
+    growth = {name: [late / early for early, late in counts] for name, counts in steps.items()}
+    pairs = zip(steps["Sophia"], steps["gradient descent"], strict=True)
     return Evidence([
         at_most("growth of the steps, Sophia", growth["Sophia"], 1.3),
         at_least("growth of the steps, gradient descent", growth["gradient descent"], 30.0),
-        recorded("growth of the steps, Adam", growth["Adam"]),
-    ], notes=["Four learning rates each. The problem is axis-aligned, where Adam does not depend on the condition number either.",
-              f"Gradient descent's count is cut at {LIMIT:,} steps."])
+        at_most("steps at condition 10, Sophia / gradient descent", [a[0] / b[0] for a, b in pairs], 1.0),
+        *(recorded(f"growth of the steps, {name}", growth[name]) for name in ("Sophia at its defaults", "sign descent", "Adam")),
+        *(recorded(f"steps at condition {condition:g}, {name}", [pair[i] for pair in counts])
+          for name, counts in steps.items() for i, condition in enumerate((10.0, top))),
+    ], notes=["Four learning rates each; Sophia without momentum, β₂ = 0.9, γ = 1, k = 1, which was chosen here. The problem is "
+              "axis-aligned, where Adam and even sign descent do not depend on the condition number: only the number of steps shows "
+              f"that curvature is used. Gradient descent's count is cut at {CUT} times that at condition 10.",
+              "The full scale has 500 terms and condition 1e4."])
 
 
 def toy(x: Tensor) -> Tensor:
@@ -83,34 +100,30 @@ def toy(x: Tensor) -> Tensor:
 def toy_function(scale: Scale, seed: int) -> Evidence:
     rates = (0.03, 0.1, 0.3, 0.01, 1.0, 0.003, 0.001)
     sides: dict[str, tuple[Any, dict[str, Any]]] = {
-        "Sophia": (Sophia, {"estimator": "hutchinson", "weight_decay": 0.0, "k": 1, "betas": (0.0, 0.9), "gamma": 1.0}),
-        "Sophia at its defaults": (Sophia, {"estimator": "hutchinson", "weight_decay": 0.0}),
-        "sign descent": (Lion, {"betas": (0.0, 0.0), "weight_decay": 1e-12}),
-        "Adam": (Adam, {}),
+        "Sophia": (Sophia, DEFAULTS), "Sophia, nearly Newton": (Sophia, NEWTON), "sign descent": (Lion, SIGN), "Adam": (Adam, {}),
         "gradient descent": (SGD, {}),
     }
-    steps = {name: 0.0 for name in sides}
-    for start, minimum in ((0.2, 1.0), (-0.2, -17 / 26)):
-        problem = fl.Smooth(toy, torch.tensor([start, 0.0], dtype=torch.float64))
-        answer = torch.tensor([minimum, 4.0], dtype=torch.float64)
-        for name, (optimizer, hyper) in sides.items():
-            near = functools.partial(_near, answer)
-            steps[name] = max(steps[name], fewest_steps(near, problem, optimizer, rates, 1_000, seed, **hyper))
+    steps = {name: max(_toy_steps(minimum, optimizer, rates, seed, **hyper) for minimum in (1.0, -17 / 26))
+             for name, (optimizer, hyper) in sides.items()}
     point = torch.tensor([0.2, 0.0], dtype=torch.float64)
     problem = fl.Smooth(toy, point)
     for _ in range(20):
         point = point - torch.linalg.solve(problem.hessian(point), problem.gradient(point))
-    others = [count for name, count in steps.items() if not name.startswith("Sophia")]
+    best = min(count for name, count in steps.items() if not name.startswith("Sophia"))
     return Evidence([
-        at_most("steps of a clipped Newton step (no momentum, β₂ = 0.9, γ = 1, k = 1) / the fewest of the others",
-                steps["Sophia"] / min(others), 1.0 - 1e-9),
-        at_most("steps of Sophia at its defaults / the fewest of the others",
-                steps["Sophia at its defaults"] / min(others), 1.0 - 1e-9),
+        at_most("steps of Sophia / the fewest of the others", steps["Sophia"] / best, 1.0 - 1e-9),
         exactly("where Newton's method ends along θ₁ (the maximum is at 0)", float(point[0]), 0.0, tolerance=1e-6),
         *(recorded(f"steps, {name}", count) for name, count in steps.items()),
-    ], notes=["The larger count of the two minima, each at the best of seven learning rates; within 0.05 of the minimum. "
-              "The first setting is the rule nearest to the paper's illustration, and was chosen here; the defaults are "
-              "judged beside it."])
+    ], notes=["The larger count of the two minima, each at the best of seven learning rates; within 0.05 of the minimum. Every side is "
+              "at its defaults but for the learning rate; a Sophia without momentum, β₂ = 0.9, γ = 1, k = 1, the setting nearest to "
+              "the paper's illustration, is recorded and not judged, since it was chosen here. Both scales are the same."])
+
+
+def _toy_steps(minimum: float, optimizer: Any, rates: tuple[float, ...], seed: int, **hyper: Any) -> float:
+    """Steps to one of the minima, from 0.2 on its side of the maximum, at the best learning rate."""
+    problem = fl.Smooth(toy, torch.tensor([math.copysign(0.2, minimum), 0.0], dtype=torch.float64))
+    answer = torch.tensor([minimum, 4.0], dtype=torch.float64)
+    return fewest_steps(functools.partial(_near, answer), problem, optimizer, rates, 1_000, seed, **hyper)
 
 
 def _near(answer: Tensor, x: Tree) -> bool:
@@ -120,12 +133,19 @@ def _near(answer: Tensor, x: Tree) -> bool:
 @claim("on a small language model Sophia reaches AdamW's final loss in fewer steps than AdamW took")
 def language_model(scale: Scale, seed: int) -> Evidence:
     steps = 150 if scale is Scale.QUICK else 5_000
-    problem = tiny_lm(seed)
-    goal = min(observed(problem, fl.Train(AdamW, lr=lr), steps, seed) for lr in (3e-3, 1e-2))
     limit = 1.5 * steps
-    taken = min(steps_until(lambda x: problem.observe(x)["loss"] <= goal, problem, fl.Train(Sophia, lr=lr), limit, seed, every=10)
-                for lr in (2.4e-3, 8e-3))
-    capped = min(taken, limit)
-    return Evidence([at_most("steps to AdamW's loss / AdamW's steps", capped / steps, 0.999),
-                     recorded("AdamW's validation loss", goal)],
-                    notes=["Two learning rates each, Sophia's 0.8 times AdamW's; counted in tens of steps, cut at 1.5 times AdamW's."])
+    goals, ratios = [], []
+    for s in range(seed, seed + 2):
+        problem = tiny_lm(s)
+        goals.append(min(observed(problem, fl.Train(AdamW, lr=lr), steps, s) for lr in (3e-3, 1e-2)))
+        reached = functools.partial(_as_good, problem, goals[-1])
+        taken = min(steps_until(reached, problem, fl.Train(Sophia, lr=lr), limit, s, every=10) for lr in (2.4e-3, 8e-3))
+        ratios.append(min(taken, limit) / steps)
+    return Evidence([at_most("steps to AdamW's loss / AdamW's steps", ratios, 0.999),
+                     recorded("AdamW's validation loss", goals)],
+                    notes=["Two learning rates each, Sophia's 0.8 times AdamW's; counted in tens of steps, cut at 1.5 times AdamW's; "
+                           "two seeds, for the time. The full scale is this model for 5,000 steps, not the paper's GPT of 30M."])
+
+
+def _as_good(problem: fl.Training, goal: float, x: Tree) -> bool:
+    return problem.observe(x)["loss"] <= goal

@@ -35,19 +35,40 @@ def gauss_newton_bartlett(realisation: Any, generator: torch.Generator) -> dict[
     """Return ``B · ĝ ∘ ĝ`` by parameter name, with labels drawn from the model's own softmax.
 
     ``realisation`` has ``outputs()`` (logits, classes last) and ``loss(outputs, targets)`` (the mean cross-entropy); ``B`` is the
-    number of predictions, tokens included.
+    number of predictions, tokens included. Where its ``targets`` are below 0 (``ignore_index=-100``) they stay as they are and do
+    not count; ignored tokens that are marked by a class cannot be told from others.
+
+    Raises
+    ------
+    MissingOracle
+        If the realisation has no outputs.
+    ValueError
+        If they are not logits of at least two classes.
     """
     if not hasattr(realisation, "outputs"):
         raise MissingOracle("the Gauss-Newton-Bartlett estimate needs a model's logits: pass a realisation of "
                             "Objective(model, loss), or use estimator='hutchinson'")
     with torch.enable_grad():
         logits = realisation.outputs()
-        probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1]).to(generator.device)
-        labels = torch.multinomial(probabilities, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+        labels, count = _drawn(logits, getattr(realisation, "targets", None), generator)
         loss = realisation.loss(logits, labels)
         realisation._count_gradient()
         variables = realisation.variables
         gradients = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
-    count = labels.numel()
     return {name: torch.zeros_like(p) if g is None else count * g * g
             for (name, p), g in zip(variables.items(), gradients, strict=True)}
+
+
+def _drawn(logits: Tensor, targets: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | int]:
+    """Labels from the model's softmax, but ignored targets where there are any; and how many were drawn."""
+    classes = logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0
+    if classes < 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the Gauss-Newton-Bartlett estimate needs logits of at least two classes in the last dimension, got {shape}; "
+                         "use estimator='hutchinson'")
+    probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, classes).to(generator.device)
+    labels = torch.multinomial(probabilities, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.numel() != labels.numel():
+        return labels, labels.numel()
+    targets = targets.reshape(labels.shape).to(labels)
+    return torch.where(targets < 0, targets, labels), (targets >= 0).sum()

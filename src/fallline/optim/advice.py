@@ -38,6 +38,12 @@ class Traits:
     generalization: bool = False
     no_tuning: bool = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{field.name} must be True or False, got {value!r}")
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -62,6 +68,8 @@ def advise(traits: Traits | Mapping[str, bool] | None = None) -> list[Advice]:
     ------
     ValueError
         For a trait that does not exist.
+    TypeError
+        For one that is neither True nor False.
 
     Notes
     -----
@@ -69,6 +77,8 @@ def advise(traits: Traits | Mapping[str, bool] | None = None) -> list[Advice]:
     first, and the survey's overall choice comes last. Source: arXiv 1609.04747, sections 4.4 and 4.10.
     """
     if not isinstance(traits, Traits):
+        if traits is not None and not isinstance(traits, Mapping):
+            raise TypeError(f"traits must be Traits or a mapping such as {{'sparse': True}}, got {traits!r}")
         known = [field.name for field in fields(Traits)]
         for name in traits or {}:
             if name not in known:

@@ -5,22 +5,31 @@ Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
+
+import torch
 
 from fallline.core.registry import register
 from fallline.core.space import Range
+from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Gradient
-from fallline.optim.step_sizes import DampedDistanceOverGradients, DistanceOverGradients, PolynomialAverage
+from fallline.optim.engine.state import working_dtype
+from fallline.optim.step_sizes import DampedDistanceOverGradients, DistanceOverGradients, PolynomialDecay
 
 
 @register("dog")
 class DoG(Optimizer):
     """x ← x − η_t g,  η_t = max(r_ε, max_i ‖x_i − x_0‖) / √(Σ ‖g_i‖² + ε),  r_ε = reps_rel (1 + ‖x_0‖).
 
-    Norms are over all parameters. The answer is the polynomial average of the iterates, x̄_t = (1 − a) x̄ + a x_t with a = 9 / (t + 8):
-    evaluate it in ``with opt.solution():``.
+    Norms are over all parameters. The answer is the polynomial average of the iterates, x̄_t = (1 − a) x̄ + a x_t with
+    a = (γ + 1) / (t + γ): evaluate it in ``with opt.solution():``.
+
+    A first step r_ε below the rounding of the parameters moves nothing, and so does every later one: bfloat16 and float16
+    parameters need a ``reps_rel`` of about 1e-2 and 1e-3, float32 ones at least 1e-7. The first step warns of that.
 
     Parameters
     ----------
@@ -32,6 +41,8 @@ class DoG(Optimizer):
         Added to the gradient.
     lr : float, default 1
         Multiplies η_t; the method has none. Leave it, and leave out decaying schedules.
+    gamma : float, default 8
+        γ; 0 is the plain mean. ``PolynomialAverage`` keeps the same average of a model under another optimizer.
     **options
         ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
     """
@@ -40,10 +51,35 @@ class DoG(Optimizer):
     over: ClassVar[Literal["all", "tensor"]] = "all"
 
     def __init__(self, params: Any, reps_rel: float = 1e-6, eps: float = 1e-8, weight_decay: float = 0.0, lr: float = 1.0,
-                 **options: Unpack[EngineOptions]) -> None:
+                 gamma: float = 8.0, **options: Unpack[EngineOptions]) -> None:
         defaults = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, Gradient(), defaults, step_size=DistanceOverGradients(over=self.over),
-                         average=PolynomialAverage(), **options)
+                         average=PolynomialDecay(gamma), **options)
+
+    def before_step(self) -> None:
+        if not self.state:
+            _warn_of_rounding(self.param_groups, together=self.over == "all")
+
+
+def _warn_of_rounding(groups: Sequence[Mapping[str, Any]], together: bool) -> None:
+    """Warn if the first step is below the rounding of the parameters: of each, or of all of a dtype ``together``."""
+    norms: dict[Any, list[float]] = {}
+    settings: dict[Any, tuple[torch.dtype, Mapping[str, Any]]] = {}
+    for group in groups:
+        for p in group["params"]:
+            x = local(p)
+            key = x.dtype if together else id(p)
+            norms.setdefault(key, []).append(float(torch.linalg.vector_norm(x, dtype=working_dtype(x.dtype))))
+            settings.setdefault(key, (x.dtype, group))
+    whole = math.hypot(*(norm for found in norms.values() for norm in found))
+    for key, (dtype, group) in settings.items():
+        norm, rounding = math.hypot(*norms[key]), torch.finfo(dtype).eps
+        first = float(group["lr"]) * float(group["reps_rel"]) * (1 + (whole if together else norm))
+        if 0 < first < rounding / 2 * norm:
+            warnings.warn(f"reps_rel={group['reps_rel']:g} makes a first step of length {first:.2g}, below the rounding of {dtype} "
+                          f"parameters of norm {norm:.2g}, which may never move; use reps_rel={rounding:.0e} or more, or keep the "
+                          "parameters in a higher precision", stacklevel=6)
+            return
 
 
 @register("ldog")
@@ -80,4 +116,4 @@ class TDoG(Optimizer):
                  weight_decay: float = 0.0, lr: float = 1.0, **options: Unpack[EngineOptions]) -> None:
         defaults = {"lr": lr, "reps_rel": reps_rel, "eps": 0.0, "weight_decay": weight_decay, "lipschitz": lipschitz,
                     "horizon": horizon, "delta": delta}
-        super().__init__(params, Gradient(), defaults, step_size=DampedDistanceOverGradients(), average=PolynomialAverage(), **options)
+        super().__init__(params, Gradient(), defaults, step_size=DampedDistanceOverGradients(), average=PolynomialDecay(), **options)

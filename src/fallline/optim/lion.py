@@ -36,7 +36,8 @@ class Lion(Optimizer):
     weight_decay : float, default 0
         3 to 10 times larger than AdamW's, so that η λ stays the same.
     momentum_dtype : torch.dtype, optional
-        Precision of m (``torch.bfloat16`` halves the state); the parameter's by default.
+        Precision of m; by default the parameter's, or float32 if that is half precision. ``torch.bfloat16`` halves the state, and
+        a constant gradient of 1 then takes m to about 0.8 only: the last steps of its approach are below bfloat16's rounding.
     **options
         ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
     """
@@ -45,11 +46,12 @@ class Lion(Optimizer):
 
     def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
                  momentum_dtype: torch.dtype | None = None, **options: Unpack[EngineOptions]) -> None:
-        if lr > 3e-3 and weight_decay == 0:
-            warnings.warn(f"lr={lr:g} is large for Lion without weight decay: every weight moves by lr at every step; "
-                          "3e-5 to 1e-3 is typical", stacklevel=2)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__(params, SignedMomentum(momentum_dtype), defaults, move=DecoupledDecay(), **options)
+        large = max((float(group["lr"]) for group in self.param_groups if float(group["weight_decay"]) == 0), default=0.0)
+        if large > 3e-3:
+            warnings.warn(f"lr={large:g} is large for Lion without weight decay: every weight moves by lr at every step; "
+                          "3e-5 to 1e-3 is typical", stacklevel=2)
 
 
 def lion_from_adamw(lr: float, weight_decay: float) -> tuple[float, float]:

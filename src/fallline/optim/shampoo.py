@@ -7,14 +7,19 @@ Gupta, Koren, Singer: Shampoo: Preconditioned Stochastic Tensor Optimization, IC
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack
+from dataclasses import replace
+from typing import Any, ClassVar, Unpack, cast
+
+from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.shampoo import KroneckerRoots
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.parts import Direction
 
 
 @register("shampoo")
@@ -31,7 +36,7 @@ class Shampoo(Optimizer):
     eps : float, default 1e-4
         H_i starts at ε I.
     momentum : float, default 0
-        μ.
+        μ. Groups whose μ is 0 keep no buffer B.
     root_every : int, default 1
         Steps between roots: Σ n_i³ flops each.
     max_dim : int, default 1024
@@ -45,9 +50,21 @@ class Shampoo(Optimizer):
     def __init__(self, params: Any, lr: float = 0.1, eps: float = 1e-4, momentum: float = 0.0, root_every: int = 1,
                  max_dim: int = 1024, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
         check("root_every", root_every)
-        if not eps > 0:
+        if not 0 < eps < math.inf:
             raise ValueError(f"eps must be a finite number > 0 (the preconditioners start at eps · I), got {eps}")
-        if max_dim < 1:
-            raise ValueError(f"max_dim must be a whole number of at least 1, got {max_dim}; 1024 is typical")
-        direction = KroneckerRoots(eps, root_every, max_dim, momentum=momentum > 0)
+        if isinstance(max_dim, bool) or not isinstance(max_dim, int) or max_dim < 1:
+            raise ValueError(f"max_dim must be a whole number of at least 1, got {max_dim!r}; 1024 is typical")
+        direction = KroneckerRoots(eps, root_every, max_dim)
         super().__init__(params, direction, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}, **options)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._buffered: list[bool] = []
+
+    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
+        return replace(cast(KroneckerRoots, self.direction), momentum=float(group["momentum"]) > 0)
+
+    def before_step(self) -> None:
+        buffered = [float(group["momentum"]) > 0 for group in self.param_groups]
+        if buffered != self._buffered:
+            self._buffered, self._plan = buffered, None

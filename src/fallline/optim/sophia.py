@@ -30,7 +30,8 @@ class Sophia(Optimizer):
     """θ ← (1 − η λ) θ − η clip(m / max(γ h, ε), −1, 1), element-wise.
 
     Needs curvature at steps 1, k + 1, 2k + 1, …: ``opt.step(objective(x, y))`` with ``objective = Objective(model, loss)``. An estimate
-    costs one more backward pass (``"gnb"``) or a Hessian-vector product (``"hutchinson"``), about 5 % on average at k = 10.
+    costs one more backward pass (``"gnb"``) or a Hessian-vector product (``"hutchinson"``), about 5 % on average at k = 10. ``step``
+    asks for it by itself when it is due; there is no ``update_hessian`` to call.
 
     Parameters
     ----------
@@ -41,11 +42,13 @@ class Sophia(Optimizer):
     gamma : float, optional
         0.05 for ``"gnb"``, 0.01 for ``"hutchinson"`` by default; tune it so that 10 to 50 % of the entries are not clipped.
     eps : float, default 1e-12
+        Positive: entries without gradient and curvature would be 0 / 0.
     weight_decay : float, default 0.1
     k : int, default 10
         Steps between estimates.
     estimator : {"gnb", "hutchinson"}, default "gnb"
-        Gauss-Newton-Bartlett (classification: labels drawn from the model's softmax), or u ∘ (H u).
+        Gauss-Newton-Bartlett (classification: labels drawn from the model's softmax, targets below 0 left out as ignored), or
+        u ∘ (H u). With ``maximize=True`` the first takes the objective for the mean log-likelihood.
     seed : int, default 0
         Of the estimates.
     """
@@ -67,6 +70,17 @@ class Sophia(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "seed": self.seed}
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if param_group.get("eps", self.defaults["eps"]) == 0:
+            raise ValueError("eps must be a finite number > 0, got 0 (entries without gradient and curvature would be 0 / 0); "
+                             "1e-12 is typical")
+        super().add_param_group(param_group)
+
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[str, Tensor]:
         generator = Key(self.seed).fold(t, oracle).generator()
-        return ESTIMATORS[oracle](realisation, generator)
+        found = ESTIMATORS[oracle](realisation, generator)
+        if oracle != "hutchinson":
+            return found
+        # What is minimised is the objective's negative, whose Hessian has the other sign; squared gradients have none.
+        ascending = {id(p) for group in self.param_groups if group["maximize"] for p in group["params"]}
+        return {name: -h if id(realisation.variables[name]) in ascending else h for name, h in found.items()}

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fallline.optim.engine.arithmetic import add_product, blend
+from fallline.optim.engine.arithmetic import add_product, blend, over, scaled
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State, like
 
@@ -58,7 +58,7 @@ class Averaged(Part):
         return {"exp_avg": like(p)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        m = blend(s["exp_avg"], g, c.new1)
+        m = blend(s["exp_avg"], g, c.new1, out=over(s["exp_avg"]))
         return m, {"exp_avg": m}
 
 
@@ -67,7 +67,7 @@ class LookAhead(Averaged):
     """β₁ m̂ + (1 − β₁) g / (1 − β₁ᵗ): the average as the next gradient will find it if nothing changes."""
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        m = blend(s["exp_avg"], g, c.new1)
+        m = blend(s["exp_avg"], g, c.new1, out=over(s["exp_avg"]))
         return blend(m, g, c.new1), {"exp_avg": m}
 
 
@@ -86,8 +86,14 @@ class DebiasedSquares(Part):
         return {"exp_avg_sq": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = add_product(s["exp_avg_sq"] * c.keep2, c.new2, g, g)
-        return v.sqrt() + c.scaled_eps, {"exp_avg_sq": v}
+        v = _average_of_squares(s["exp_avg_sq"], g, c)
+        root = v.sqrt()
+        return torch.add(root, c.scaled_eps, out=over(root)), {"exp_avg_sq": v}
+
+
+def _average_of_squares(v: Tensor, g: Tensor, c: Any) -> Tensor:
+    decayed = scaled(v, c.keep2, out=over(v))
+    return add_product(decayed, c.new2, g, g, out=over(decayed))
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,9 @@ class Squares(Part):
         return {"square_avg": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = add_product(s["square_avg"] * c.keep2, c.new2, g, g)
-        return (v + c.eps).sqrt(), {"square_avg": v}
+        v = _average_of_squares(s["square_avg"], g, c)
+        shifted = v + c.eps
+        return torch.sqrt(shifted, out=over(shifted)), {"square_avg": v}
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,9 @@ class SummedSquares(Part):
         return {"sum": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        total = torch.addcmul(s["sum"], g, g)
-        return (total + c.eps).sqrt(), {"sum": total}
+        total = torch.addcmul(s["sum"], g, g, out=over(s["sum"]))
+        shifted = total + c.eps
+        return torch.sqrt(shifted, out=over(shifted)), {"sum": total}
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ class Largest(Part):
         return {"exp_inf": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        u = torch.maximum(s["exp_inf"] * c.keep2, g.abs() + c.eps)
+        decayed = scaled(s["exp_inf"], c.keep2, out=over(s["exp_inf"]))
+        u = torch.maximum(decayed, g.abs() + c.eps, out=over(decayed))
         return u, {"exp_inf": u}
 
 
@@ -155,7 +164,7 @@ class Quotient(Direction):
         above, new = self.numerator(g, s, c)
         below, more = self.denominator(g, s, c)
         u = above / below
-        return u * c.scale if self._scaled() else u, {**new, **more}
+        return scaled(u, c.scale, out=over(u)) if self._scaled() else u, {**new, **more}
 
     def _scaled(self) -> bool:
         return any(type(part).scale is not Part.scale for part in (self.numerator, self.denominator))

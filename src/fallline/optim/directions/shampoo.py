@@ -71,6 +71,11 @@ class KroneckerRoots(Direction):
     def _start(self, n: int, p: Tensor) -> Tensor:
         return self.eps * torch.eye(n, device=p.device)
 
+    def _root(self, statistics: Tensor, order: int) -> Tensor:
+        """H^(-1/order); NaN wherever H is not finite, which is reported and must not end the decomposition."""
+        doubled = 2 * statistics  # the decomposition adds the transpose
+        return inverse_root(torch.where(doubled.isfinite(), statistics, 0.0), order, self.eps) + 0 * doubled
+
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         if g.numel() == 0:
             return g, {}
@@ -80,15 +85,15 @@ class KroneckerRoots(Direction):
         for i in range(order):
             rows = g.movedim(i + 1, 1).flatten(2) if order > 1 else g.unsqueeze(-1)
             if f"diagonal{i}" in s:
-                new[f"diagonal{i}"] = s[f"diagonal{i}"] + (rows * rows).sum(-1)
-                u = _scale_mode(u, new[f"diagonal{i}"] ** (-0.5 / order), i)
+                diagonal = s[f"diagonal{i}"] + (rows * rows).sum(-1)
+                new[f"diagonal{i}"] = diagonal
+                u = _scale_mode(u, diagonal ** (-0.5 / order) + 0 * diagonal, i)  # infinity's root is 0, which would hide it
                 continue
             statistics = torch.baddbmm(s[f"statistics{i}"], rows, rows.transpose(1, 2))
             new[f"statistics{i}"] = statistics
             root = s[f"root{i}"]
             if c.renew:
-                # A gradient that is not finite makes the update so, which is reported; it must not end the decomposition.
-                root = inverse_root(statistics.nan_to_num(), 2 * order, self.eps)
+                root = self._root(statistics, 2 * order)
                 new[f"root{i}"] = root
             u = _times_mode(u, root, i)
         if self.momentum:

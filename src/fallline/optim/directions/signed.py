@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fallline.optim.engine.arithmetic import blend
+from fallline.optim.engine.arithmetic import blend, over
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State, like
 
 
 @dataclass(frozen=True)
 class SignedMomentum(Direction):
-    """u = sign(β₁ m + (1 − β₁) g); sign(0) = 0. ``precision`` is that of m, the parameter's by default."""
+    """u = sign(β₁ m + (1 − β₁) g); sign(0) = 0. ``precision`` is that of m: by default the parameter's, or float32 for its halves."""
 
     precision: torch.dtype | None = None
 
@@ -34,4 +34,5 @@ class SignedMomentum(Direction):
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         m = s["exp_avg"]
-        return blend(m, g, c.new1).sign(), {"exp_avg": blend(m, g, c.new2)}
+        between = blend(m, g, c.new1)
+        return torch.sign(between, out=over(between)), {"exp_avg": blend(m, g, c.new2, out=over(m))}

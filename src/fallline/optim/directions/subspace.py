@@ -11,6 +11,7 @@ Zmushko et al.: FRUGAL, ICML 2025, arXiv 2411.07837. Zhao et al.: GaLore, ICML 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,13 @@ from fallline.optim.engine.state import State
 Rest = Literal["sign", "sgd", "nothing"]
 Renewal = Literal["discard", "reproject", "keep"]
 """What becomes of the inner state when the subspace changes."""
+Order = Literal["random", "ascending"]
+"""In which blocks have their turn."""
+
+
+def share(density: float, whole: int) -> int:
+    """``density`` of ``whole`` things, rounded, and at least one unless the density is 0."""
+    return min(whole, max(round(density * whole), density > 0))
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Projector:
 
     def size(self, whole: int) -> int:
         """How many of ``whole`` dimensions the subspace has."""
-        return min(self.rank, whole) if self.rank is not None else round(self.density * whole)
+        return min(self.rank, whole) if self.rank is not None else share(self.density, whole)
 
     def basis(self, shape: tuple[int, int]) -> State:
         """Declare what describes the subspace."""
@@ -95,7 +103,7 @@ class SingularVectors(Orthonormal):
 
     def choose(self, g: Tensor, keys: list[Key]) -> Tensor:
         # A gradient that is not finite makes the update so, which is reported; it must not end the decomposition.
-        side = (g if g.shape[-2] <= g.shape[-1] else g.mT).nan_to_num()
+        side = (g if g.shape[-2] <= g.shape[-1] else g.mT).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         u = torch.linalg.svd(side, full_matrices=False).U
         return u[..., : self.size(side.shape[-2])]
 
@@ -241,16 +249,32 @@ class Stateless(Direction):
 
 @dataclass(frozen=True)
 class Restarted(Direction):
-    """``inner`` with a step count that starts anew every ``gap`` steps, to go with a state that does."""
+    """``inner`` with a step count that starts anew every ``gap`` steps, to go with a state that does; first after step ``phase``."""
 
     inner: Direction
     gap: int = 200
+    phase: int = 0
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return self.inner.coefficients(group, (t - 1) % self.gap + 1)
+        return self.inner.coefficients(group, (t - 1 - self.phase) % self.gap + 1)
 
     def init(self, p: Tensor) -> dict[str, State]:
         return self.inner.init(p)
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         return self.inner(g, p, s, c)
+
+
+def blocks_in_turn(period: int, count: int, density: float, order: Order = "random", seed: int = 0) -> list[int]:
+    """Which of ``count`` blocks have state in a period: the next ones of an order that goes round and round.
+
+    After ``count / gcd(count, chosen)`` periods all have had as many turns, and a new order is drawn.
+    """
+    chosen = share(density, count)
+    if chosen == 0:
+        return []
+    cycle, place = divmod(period, count // math.gcd(count, chosen))
+    blocks = list(range(count))
+    if order == "random":
+        blocks = torch.randperm(count, generator=Key(seed).fold("blocks", cycle).generator()).tolist()
+    return [blocks[(place * chosen + i) % count] for i in range(chosen)]

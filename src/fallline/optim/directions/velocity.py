@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fallline.optim.engine.arithmetic import add_product, add_scaled
+from fallline.optim.engine.arithmetic import add_product, add_scaled, over, scaled
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State, like
 
@@ -31,7 +31,8 @@ class HeavyBall(Direction):
         return {"velocity": like(p)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = add_scaled(s["velocity"] * c.momentum, c.lr, g)
+        decayed = scaled(s["velocity"], c.momentum, out=over(s["velocity"]))
+        v = add_scaled(decayed, c.lr, g, out=over(decayed))
         return v, {"velocity": v}
 
 
@@ -61,6 +62,8 @@ class UnitFree(Direction):
         return {"square_avg": like(p, nonnegative=True), "acc_delta": like(p, nonnegative=True)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = add_product(s["square_avg"] * c.keep, c.new, g, g)
-        u = ((s["acc_delta"] + c.eps) / (v + c.eps)).sqrt() * g
-        return u, {"square_avg": v, "acc_delta": add_product(s["acc_delta"] * c.keep, c.new, u, u)}
+        v, d = s["square_avg"], s["acc_delta"]
+        v = add_product(scaled(v, c.keep, out=over(v)), c.new, g, g, out=over(v))
+        u = ((d + c.eps) / (v + c.eps)).sqrt() * g
+        d = add_product(scaled(d, c.keep, out=over(d)), c.new, u, u, out=over(d))
+        return u, {"square_avg": v, "acc_delta": d}

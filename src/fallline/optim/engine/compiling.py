@@ -26,7 +26,7 @@ SMALLEST = 64
 LONGEST = 2**30
 """Elements a call: Inductor may count in 32 bits."""
 
-CHUNK = 128 * 1024
+CHUNK = 256 * 1024
 """Elements a call for quantised state: a block's scale must be known before its codes, and what the kernel keeps between the two
 loops should stay in the cache."""
 
@@ -57,10 +57,18 @@ def _step(kernel: Kernel, names: tuple[str, ...], tile: Sequence[int]) -> Callab
             torch._check(size == known)
         new, u = kernel.whole(Coefficients(dict(zip(names, packed.unbind(), strict=True))), p, g, pieces)
         write((p, *pieces), new)
-        # Of the direction: the point has two readers then and, in a long rule, gets a buffer and a loop of its own, twice the time.
-        return ((u * g.to(u.dtype)).sum(),) if kernel.watch else ()
+        return (_alarm(new, u, g),) if kernel.watch else ()
 
     return step
+
+
+def _alarm(new: Sequence[Tensor | None], u: Tensor, g: Tensor) -> Tensor:
+    """A number that is not finite if the step is not, summed in a loop that is there anyway."""
+    scales = [t for t in new if t is not None and t.ndim < u.ndim]
+    if scales:
+        return sum(scales[1:], start=scales[0]).sum()
+    # Of the direction: the point has two readers then and, in a long rule, gets a buffer and a loop of its own, twice the time.
+    return (u * g.to(u.dtype)).sum()
 
 
 def _compile(step: Callable[..., Any], examples: list[Tensor]) -> Compiled:
@@ -69,7 +77,7 @@ def _compile(step: Callable[..., Any], examples: list[Tensor]) -> Compiled:
 
     graph = make_fx(step, tracing_mode="symbolic")(*examples)
     symbolic = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    function: Compiled = torch._inductor.compile(graph, symbolic)
+    function: Compiled = torch._inductor.compile(graph, symbolic, options={"cpp.enable_floating_point_contract_flag": "fast"})
     return function
 
 

@@ -64,12 +64,12 @@ def check(name: str, value: Any) -> None:
 def check_group(group: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
     """Check every hyperparameter of a parameter group that has a check; ``lengths`` says which are several numbers, and how many."""
     for name, value in group.items():
-        if name in lengths:
-            if not isinstance(value, tuple | list) or len(value) != lengths[name]:
-                raise ValueError(f"{name} must be {lengths[name]} numbers, got {value!r}")
+        several = isinstance(value, tuple | list)
+        if name in lengths and not (several and len(value) == lengths[name]):
+            raise ValueError(f"{name} must be {lengths[name]} numbers, got {value!r}")
+        if name in CHECKS and several:
             for i, number in enumerate(value):
-                if name in CHECKS:
-                    _check(CHECKS[name], f"{name}[{i}]", number)
+                _check(CHECKS[name], f"{name}[{i}]", number)
         elif name in CHECKS:
             check(name, value)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arithmetic import add_scaled
+from .arithmetic import add_scaled, overwriting
 from .parts import Average, Coefficients, Direction, Move
 from .state import working_dtype
 from .statistics import STATISTICS
@@ -20,7 +20,7 @@ from .storage import Codec
 
 Pieces = tuple[Tensor, ...]
 
-CHUNK = 256 * 1024
+CHUNK = 128 * 1024
 """Elements that eager kernels treat at a time, so that intermediate results stay in the cache."""
 
 
@@ -116,9 +116,10 @@ def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
 def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: Pieces, chunked: bool) -> Tensor | None:
     """Take the step in place; returns the alarm, which looks at all chunks together: per chunk it would push out the cache."""
     rows = max(1, CHUNK // numel_of_row(p)) if chunked else max(1, p.shape[0])
-    for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
-        new, _ = kernel.whole(c, part[0], part[1], part[2:])
-        write((part[0], *part[2:]), new)
+    with overwriting():
+        for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
+            new, _ = kernel.whole(c, part[0], part[1], part[2:])
+            write((part[0], *part[2:]), new)
     return kernel.alarm(p, g)
 
 

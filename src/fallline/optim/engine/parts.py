@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from .arithmetic import add_scaled, blend
+from .arithmetic import add_scaled, blend, over, scaled
 from .state import State, like, working_dtype
 
 Scalars = dict[str, float]
@@ -100,7 +101,7 @@ class Move:
     coupled: ClassVar[bool] = True
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
-        return add_scaled(p, -c.lr, u)
+        return add_scaled(p, -c.lr, u, out=over(p))
 
 
 Add = Move
@@ -111,7 +112,7 @@ class Displace(Move):
     """``p - u`` for directions that carry the learning rate inside their state."""
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
-        return p - u
+        return torch.sub(p, u, out=over(p))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class DecoupledDecay(Move):
     coupled = False
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
-        return add_scaled(p * (1 - c.lr * c.weight_decay) if decays else p, -c.lr, u)
+        p = scaled(p, 1 - c.lr * c.weight_decay, out=over(p)) if decays else p
+        return add_scaled(p, -c.lr, u, out=over(p))
 
 
 @dataclass(frozen=True)
@@ -167,4 +169,4 @@ class Average:
 
     def __call__(self, p: Tensor, average: Tensor, c: Any) -> Tensor:
         """The average after the step to ``p``."""
-        return blend(average, p, c.average_weight)
+        return blend(average, p, c.average_weight, out=over(average))

@@ -77,7 +77,13 @@ def decode(codes: Tensor, signed: bool) -> Tensor:
         value = value + torch.relu(j - (line.first - 0.5)) * (line.slope - slope)
         slope = line.slope
     value = torch.where(j >= top_index(signed), 1.0, value)
-    return torch.where(index < 0, -value, value) if signed else value
+    return _with_sign_of(index, value) if signed else value
+
+
+def _with_sign_of(x: Tensor, magnitude: Tensor) -> Tensor:
+    # Two operations on bits; copysign calls a library, and a choice by comparison takes five.
+    sign = x.view(torch.int32) & -(2**31)
+    return (magnitude.view(torch.int32) | sign).view(torch.float32)
 
 
 def encode(x: Tensor, signed: bool, zero_up_to: float | None = None) -> Tensor:
@@ -101,11 +107,12 @@ def encode(x: Tensor, signed: bool, zero_up_to: float | None = None) -> Tensor:
     middle = (1.0 + final.slope * final.last + final.offset) / 2
     j = torch.where(x >= middle, float(top_index(signed)), j)
     # The map holds 1 but not -1.
-    return (torch.where(x < 0, -j, j) + zero_code(True) if signed else j).to(torch.uint8)
+    return (_with_sign_of(x, j) + zero_code(True) if signed else j).to(torch.uint8)
 
 
 def quantize_blocks(x: Tensor, signed: bool, zero_up_to: float | None = None) -> tuple[Tensor, Tensor]:
     """Codes and scales of ``x`` with shape ``(..., block)``; a block of zeros has scale 0 and the code of 0. See :func:`encode`."""
     scale = x.abs().amax(dim=-1)
-    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+    # The inverse of a subnormal scale would be infinite: such a block counts as zeros.
+    inverse = torch.where(scale >= torch.finfo(scale.dtype).tiny, 1.0 / scale, 0.0)
     return encode(x * inverse.unsqueeze(-1), signed, zero_up_to), scale
