@@ -23,7 +23,7 @@ from .door import EngineOptions
 from .kernels import run_eagerly
 from .loading import load_state
 from .parts import Add, Average, Coefficients, Direction, Move, StepSize
-from .plan import Bucket, Member, Plan, Sentence, build
+from .plan import Bucket, Member, Plan, Sentence, build, gradient_of
 from .reduction import reducing
 from .storage import Storage
 from .units import Unit
@@ -330,7 +330,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def _gradients(unit: Unit) -> list[Tensor]:
-    return [p.grad for p in unit.params]  # type: ignore[misc]
+    return list(map(gradient_of, unit.params))
 
 
 def _number(name: str, x: Any) -> Any:

@@ -48,7 +48,7 @@ def ask(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any)
             for unit in bucket.units:
                 if any(id(p) not in by_parameter for p in unit.params):
                     refuse(type(optimizer).__name__, f"{name} of every parameter it optimizes")
-                answers.append((bucket, unit, name, unit.pack([by_parameter[id(p)] for p in unit.params]).clone()))
+                answers.append((bucket, unit, name, unit.join([by_parameter[id(p)] for p in unit.params])))
     return answers
 
 

@@ -27,8 +27,10 @@ class PackedUnit(Unit):
         self.flat = all(t.ndim == 1 for t in self.locals)
         dense = all(is_dense(t) and t.is_contiguous() for t in self.locals)
         self.sources = self._interleaved([t.view(-1) for t in self.locals]) if dense else None
+        on_host = dense and device.type == "cpu"
         self.buffer = torch.zeros(self.total, dtype=dtype, device=device)
         self.parts = [self._part(i, self.buffer).view(t.shape) for i, t in enumerate(self.locals)]
+        self.copies = [(_bytes(t), _bytes(part)) for t, part in zip(self.locals, self.parts, strict=True)] if on_host else None
         self.gradient = torch.zeros_like(self.buffer)
         self.gradient_parts = [self._part(i, self.gradient).view(t.shape) for i, t in enumerate(self.locals)]
 
@@ -48,18 +50,23 @@ class PackedUnit(Unit):
         return self.tiled(self.buffer)
 
     def store(self, p: Tensor) -> None:
-        torch._foreach_copy_(self.locals, self.parts)
+        if self.copies is None:
+            torch._foreach_copy_(self.locals, self.parts)
+            return
+        for target, source in self.copies:  # a third of the time that as many calls into torch take
+            target[:] = source
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         real = self.real(tensors)
-        if any(t.dtype != self.gradient.dtype for t in real):  # an estimate in a higher precision than the parameters'
-            joined: Tensor = torch._C._nn.flatten_dense_tensors(self._interleaved(real))
-            return self.tiled(joined)
         if self.flat:
             torch.cat(self._interleaved(real), out=self.gradient)
         else:
             torch._foreach_copy_(self.gradient_parts, real)
         return self.tiled(self.gradient)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        joined: Tensor = torch._C._nn.flatten_dense_tensors(self._interleaved(self.real(tensors)))
+        return self.tiled(joined)
 
     def segments(self, x: Tensor) -> Tensor:
         return torch.stack([part.sum() for part in x.reshape(-1).split(self.sizes)])
@@ -82,6 +89,10 @@ class PackedUnit(Unit):
         first, *rest = self.views(i, buffers, codec)
         shown = {name: sharded_as(first.view(self.locals[i].shape), self.params[i])}
         return shown | {name + piece: b for piece, b in zip(codec.pieces[1:], rest, strict=True)}
+
+
+def _bytes(t: Tensor) -> memoryview:
+    return t.view(-1).view(torch.uint8).numpy().data
 
 
 def _offsets(sizes: list[int]) -> list[int]:

@@ -102,14 +102,14 @@ class Plan:
         return (
             self.state is state
             and len(state) == len(self.active) + self.resting
-            and NoneType not in set(map(type, map(_gradient, self.active)))
+            and NoneType not in set(map(type, map(gradient_of, self.active)))
             and all(p.grad is None for p in self.idle)
             and self._pointers() == self.pointers
             and signature() == self.signature
         )
 
 
-_gradient = attrgetter("grad")
+gradient_of: Callable[[Tensor], Any] = attrgetter("grad")
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,12 @@ class Unit:
         raise NotImplementedError
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Gradients (or anything laid out like the parameters) as one plain tensor like that of :meth:`load`."""
+        """Gradients as one plain tensor like that of :meth:`load`, which is good until the next call."""
         raise NotImplementedError
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of any precision that are laid out like the parameters, as one that is good for longer."""
+        return self.pack(tensors)
 
     def store(self, p: Tensor) -> None:
         """Write what the kernel made of ``load()`` to the parameters."""
@@ -71,7 +75,7 @@ class Unit:
     def real(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Gradients as local real tensors."""
         if self.plain:
-            return [t.detach() if t.requires_grad else t for t in tensors]
+            return list(tensors)
         return [local_gradient(t, p) for t, p in zip(tensors, self.params, strict=True)]
 
     def adopt(self, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
