@@ -51,6 +51,8 @@ def test_compare_writes_report_picture_and_records(
         (("--storage", "postgresql://u:secret@nowhere.invalid/db"), "nowhere.invalid"),
         (("--out", "{file}/inside"), "cannot be written"),
         (("--metric", "beauty"), "beauty"),
+        (("--budget", "nosuch=5"), "'nosuch' is counted by no method here"),
+        (("--budget", "gradiants=5"), "did you mean 'gradients'"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(
@@ -71,6 +73,8 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
         ("x = 1", "no function `problem`"),
         ("def problem(seed): return 3", "must return a fallline Problem, got int"),
         ("def problem(seed): return 1 / 0", "ZeroDivisionError"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+        ("import sys\ndef problem(seed): sys.exit(3)", "SystemExit: 3"),
     ],
 )
 def test_a_wrong_problem_file_is_one_line(

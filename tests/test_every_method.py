@@ -112,12 +112,13 @@ def test_a_count_budget_overshoots_by_less_than_a_step(name):
     assert result.status == "budget" and 30 <= result.counts[count] < 30 + largest + (uses[0] == 0)
 
 
+@pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("at", [0, 1, 2, 5, 9])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_nan_at_any_oracle_call_is_never_a_silent_wrong_answer(name, at):
-    method = make(name)
+@pytest.mark.parametrize("name", [*METHODS, "not adaptive"])
+def test_a_nan_at_any_oracle_call_is_never_a_silent_wrong_answer(name, at, every):
+    method = registry.method("lazy-cubic-newton", adaptive=False, M=10.0) if name == "not adaptive" else make(name)
     problem, functions = problem_for(method, at)
-    result = run(method, problem, budget=fl.Budget(steps=12))
+    result = run(method, problem, budget=fl.Budget(steps=12), every=every)
     finite = tree.all_finite(result.x)
     assert result.status in ("nonfinite", "failed") or finite
     if not finite:
@@ -141,6 +142,14 @@ def test_a_wrong_problem_is_refused_at_the_door(name):
     nothing = fl.LinearSystem(torch.eye(2), torch.ones(2))
     with pytest.raises((WrongProblem, MissingOracle), match=rf"{type(method).__name__}.*linear-system"):
         fl.solve(nothing, method, fl.Budget(steps=1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_value_is_that_of_the_solution(name):
+    method = make(name)
+    problem, _ = problem_for(method)
+    result = run(method, problem)
+    assert result.fun is None or result.fun == pytest.approx(float(problem.value(result.x)), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -83,7 +83,9 @@ def test_a_population_that_may_spread_is_warned_of():
 
 
 @pytest.mark.parametrize("make, message", [(lambda: CBO(n=1), "n must"), (lambda: CBO(alpha=0.0), "alpha"),
-                                           (lambda: CBO(noise="white"), "noise"), (lambda: ConsensusHopping(sigma=-1.0), "sigma")])
+                                           (lambda: CBO(noise="white"), "noise"), (lambda: CBO(collapse=-1), "collapse"),
+                                           (lambda: CBO(collapse=math.nan), "collapse"),
+                                           (lambda: ConsensusHopping(sigma=-1.0), "sigma")])
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -29,7 +29,9 @@ UNDECIDED = at_most("either", [1.0, 3.0], 2.0)
         (between("x", [2.0, 3.0], 1.0, 4.0), Outcome.HOLDS),
         (between("x", [0.5, 4.5], 1.0, 4.0), Outcome.FAILS),
         (between("x", [0.5, 3.0], 1.0, 4.0), Outcome.INCONCLUSIVE),
-        (at_most("x", [0.0, 0.0, 0.0, 0.0, 9.0], 1.0), Outcome.HOLDS),
+        (at_most("x", [0.0, 0.0, 0.0, 0.0, 9.0], 1.0), Outcome.INCONCLUSIVE),
+        (at_least("x", [0.0] + 99 * [9.0], 1.0), Outcome.INCONCLUSIVE),
+        (at_most("x", 5 * [1.0], 1.0), Outcome.HOLDS),
         (recorded("x", math.nan), Outcome.RECORDED),
     ],
 )

@@ -13,6 +13,7 @@ import fallline as fl
 from fallline.core.errors import CheckpointError, NonFiniteError, WrongProblem
 from fallline.core.method import Fitted
 from fallline.core.processes import run_gloo
+from fallline.core.sets import L2Ball
 
 
 class Descent(fl.Method):
@@ -74,8 +75,30 @@ def test_the_trace_is_thinned_evenly_and_ends_with_the_run():
 
 def test_observing_is_free():
     result = fl.solve(noisy(), Descent(), fl.Budget(steps=10), observe_every=5)
-    assert [row["step"] for row in result.trace if "value" in row] == [0, 5, 10]
+    assert [row["step"] for row in result.trace if "observed_value" in row] == [0, 5, 10]
     assert result.counts == {"gradients": 10, "samples": 50}
+
+
+@pytest.mark.parametrize("every, observe_every, steps", [(7, 5, 50), (10, 25, 47), (1, 4, 6)])
+def test_observations_come_at_the_first_report_after_they_are_due_and_at_the_end(every, observe_every, steps):
+    result = fl.solve(noisy(), Descent(), fl.Budget(steps=steps), every=every, observe_every=observe_every)
+    reports, expected, due = [*range(0, steps, every)], [], 0
+    for step in reports:
+        if step >= due:
+            expected.append(step)
+            due = (step // observe_every + 1) * observe_every
+    assert [row["step"] for row in result.trace if "observed_value" in row] == sorted({*expected, steps})
+
+
+def test_reported_and_observed_figures_are_apart():
+    problem = noisy()
+    trained = fl.solve(problem, fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=4), observe_every=2)
+    assert trained.fun is None and all("value" not in row for row in trained.trace)
+    assert [row["step"] for row in trained.trace if "batch_loss" in row] == [1, 2, 3, 4]
+    assert trained.trace[-1]["observed_value"] == float(problem.value(trained.x)) != trained.trace[-1]["batch_loss"]
+    assert list(trained.plot().data[0].x) == [0, 2, 4]
+    exact = fl.solve(problem, fl.solvers.LazyNewton(), fl.Budget(steps=3), observe_every=1)
+    assert all(row["value"] == row["observed_value"] for row in exact.trace)
 
 
 @pytest.mark.parametrize("stop", ["return", "raise"])
@@ -100,6 +123,22 @@ def test_non_finite_values_end_the_run_with_a_status():
 
     result = fl.solve(quadratic(), Refuses(), fl.Budget(steps=50))
     assert result.status == "nonfinite" and "'w'" in result.message
+
+
+@pytest.mark.parametrize("method", [Descent(1.0), fl.Train(torch.optim.SGD, lr=1.0)])
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_run_that_breaks_returns_the_last_finite_answer_seen(method, every):
+    calls = 0
+
+    def breaks(x):
+        nonlocal calls
+        calls += 1
+        return (x**2).sum() / 20 * (math.nan if calls > 10 else 1.0)
+
+    result = fl.solve(fl.Smooth(breaks, torch.ones(3, dtype=torch.float64)), method, fl.Budget(steps=50), every=every)
+    seen = 10 if every == 1 else 8
+    assert result.status == "nonfinite" and f"step {seen}" in result.message
+    torch.testing.assert_close(result.x, torch.full((3,), 0.9**seen, dtype=torch.float64))
 
 
 def test_a_large_solution_is_checked_at_the_end():
@@ -133,6 +172,80 @@ def test_a_run_goes_on_from_its_checkpoint_exactly(tmp_path):
     assert torch.equal(whole.x, rest.x) and whole.counts == rest.counts
     drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert drop(whole.trace) == drop(rest.trace)
+
+
+@pytest.mark.parametrize("stop", [8, 9, 14])
+def test_the_trace_does_not_show_where_a_run_was_stopped(tmp_path, stop):
+    options = {"every": 7, "observe_every": 3, "trace": 4}
+    whole = fl.solve(noisy(), Descent(), fl.Budget(steps=40), **options)
+    fl.solve(noisy(), Descent(), fl.Budget(steps=stop), checkpoint=tmp_path / "c", **options)
+    rest = fl.solve(noisy(), Descent(), fl.Budget(steps=40), checkpoint=tmp_path / "c", **options)
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert drop(whole.trace) == drop(rest.trace)
+
+
+@pytest.mark.parametrize("where", ["step", "callback"])
+def test_a_run_that_raises_keeps_its_last_whole_state(tmp_path, where):
+    calls, working = 0, noisy()
+
+    def breaks(x, a):
+        nonlocal calls
+        calls += 1
+        if where == "step" and calls == 7:
+            raise RuntimeError("the disk is gone")
+        return working_fun(x, a)
+
+    def callback(moment):
+        if where == "callback" and moment.step == 5:
+            raise RuntimeError("the disk is gone")
+
+    working_fun = lambda x, a: 0.5 * ((x - a) ** 2).sum(1).mean()
+    data = torch.randn(50, 4, dtype=torch.float64, generator=fl.Key(0).generator())
+    problem = fl.FiniteSum(breaks, data, working.x0, batch_size=5, name="noisy")
+    with pytest.raises(RuntimeError, match="disk"):
+        fl.solve(problem, Descent(), fl.Budget(steps=20), checkpoint=tmp_path / "c", callback=callback)
+    rest = fl.solve(working, Descent(), fl.Budget(steps=20), checkpoint=tmp_path / "c")
+    whole = fl.solve(working, Descent(), fl.Budget(steps=20))
+    assert torch.equal(rest.x, whole.x) and rest.counts == whole.counts
+
+
+def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
+    def run(fun, x0=(1.0, 1.0), problem=fl.Smooth, steps=5):
+        start = torch.tensor(x0, dtype=torch.float64)
+        return fl.solve(problem(fun, start, name="fun"), Descent(0.01), fl.Budget(steps=steps), checkpoint=tmp_path / "c")
+
+    run(lambda x: (x**4).sum())
+    with pytest.raises(CheckpointError, match=r"observation at the starting point.*2\.0.*32\.0"):
+        run(lambda x: ((x - 3) ** 4).sum())
+    with pytest.raises(CheckpointError, match="starting point"):
+        run(lambda x: (x**4).sum(), (1.0, 2.0))
+    with pytest.raises(CheckpointError, match=r"kind is 'smooth'.*'other'"):
+        run(lambda x: (x**4).sum(), problem=lambda *a, **o: fl.Smooth(*a, **o, kind="other"))
+    assert run(lambda x: (x**4).sum(), steps=9).nit == 9
+
+
+def test_a_problem_without_a_value_can_be_kept(tmp_path):
+    make = lambda: fl.Problem(torch.ones(2), {"gradient": lambda x: x}, kind="smooth")
+    fl.solve(make(), Descent(), fl.Budget(steps=3), checkpoint=tmp_path / "c")
+    rest = fl.solve(make(), Descent(), fl.Budget(steps=6), checkpoint=tmp_path / "c")
+    assert torch.equal(rest.x, fl.solve(make(), Descent(), fl.Budget(steps=6)).x)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder; give a file in it"):
+        fl.solve(quadratic(), Descent(), fl.Budget(steps=3), checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: fl.Saddle(lambda x, y: x @ y, torch.ones(2), torch.ones(2)),
+    lambda: fl.Bilevel(lambda x, y: x @ y, lambda x, y: y @ y, torch.ones(2), torch.ones(2)),
+    lambda: fl.Constrained(quadratic(), L2Ball(1.0)),
+])
+def test_a_method_of_plain_minimisation_is_refused_where_its_step_solves_nothing(make):
+    problem = make()
+    for method in (Descent(), fl.Train(torch.optim.SGD, lr=0.1)):
+        with pytest.raises(WrongProblem, match=rf"unconstrained minimisation.*a {problem.kind} problem"):
+            fl.solve(problem, method)
 
 
 def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path):
@@ -202,6 +315,17 @@ def test_bad_arguments_are_named():
         fl.solve(quadratic(), Descent(), every=0)
     with pytest.raises(WrongProblem, match="bilevel"):
         fl.solve(quadratic(), fl.bilevel.F2SA())
+    for options, message in (({"observe_every": 0}, "observe_every must be a whole number of at least 1, got 0"),
+                             ({"budget": 100}, r"budget must be a Budget, got 100; Budget\(steps=100\)"),
+                             ({"budget": {"steps": 3}}, "budget must be a Budget"), ({"within": 3}, "within must be the Problem"),
+                             ({"tol": "a"}, "tol must be a number"), ({"callback": 3}, "callback must be a function")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fl.solve(quadratic(), Descent(), **options)
+
+
+def test_a_tolerance_that_cannot_act_is_warned_of():
+    with pytest.warns(UserWarning, match=r"tol=0.001 has no effect: Train\(SGD, lr=0.1\) reports no gap"):
+        fl.solve(quadratic(), fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=3), tol=1e-3)
 
 
 def test_results_show_and_plot_themselves():

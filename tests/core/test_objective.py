@@ -107,6 +107,110 @@ def test_schedules_step_and_resume(tmp_path):
     assert all(torch.equal(whole.x[n], rest.x[n]) for n in whole.x)
 
 
+def test_values_on_all_data_are_of_one_function():
+    model = network(dropout=0.5, norm=True)
+    problem = fl.Training(model, cross_entropy, batch(30), batch_size=8)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    first = problem.value(problem.x0)
+    assert all(problem.value(problem.x0) == first for _ in range(2))
+    value, gradient = problem.value_and_gradient(problem.x0)
+    assert value == first and gradient.keys() == problem.x0.keys()
+    problem.draw(fl.Key(0)).value(problem.x0)
+    assert problem.value(problem.x0) == first
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+
+
+def test_the_users_model_may_go_on_without_the_problem():
+    model = network()
+    problem = fl.Training(model, cross_entropy, batch(30))
+    start, value = copy.deepcopy(problem.x0), problem.value(problem.x0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert all(torch.equal(a, start[n]) for n, a in problem.x0.items()) and problem.value(problem.x0) == value
+
+
+class Stochastic(fl.Method):
+    """Gradient descent that holds parameters only; the network's buffers are the run's business."""
+
+    def __init__(self, lr):
+        self.lr = lr
+
+    def init(self, problem, key):
+        return {"x": problem.x0, "key": key, "t": 0}
+
+    def step(self, problem, state):
+        gradient = problem.draw(state["key"].fold(state["t"])).gradient(state["x"])
+        return {**state, "x": {n: x - self.lr * gradient[n] for n, x in state["x"].items()}, "t": state["t"] + 1}
+
+    def report(self, problem, state):
+        return fl.Report(state["x"])
+
+
+def test_buffers_belong_to_the_run_and_come_with_its_solution(tmp_path):
+    model = network(dropout=0.2, norm=True)
+    problem = fl.Training(model, cross_entropy, batch(40), batch_size=8)
+    seen = []
+    first = fl.solve(problem, Stochastic(0.05), fl.Budget(steps=6), callback=lambda m: seen.append(m.report.resolve()))
+    assert first.x.keys() == model.state_dict().keys() == seen[-1].keys()
+    assert int(first.x["2.num_batches_tracked"]) == 6 and int(seen[3]["2.num_batches_tracked"]) == 3
+    model.load_state_dict(first.x)
+    model.eval()
+    figures = problem.observe(first.x)
+    assert figures["loss"] == pytest.approx(cross_entropy(model(problem.data[0]), problem.data[1]).item())
+    at_start = problem.observe(problem.x0)
+    fl.solve(problem, Stochastic(0.5), fl.Budget(steps=5), key=3)
+    assert problem.observe(first.x) == figures and problem.observe(problem.x0) == at_start
+    fl.solve(problem, Stochastic(0.05), fl.Budget(steps=3), checkpoint=tmp_path / "c")
+    again = fl.solve(problem, Stochastic(0.05), fl.Budget(steps=6), checkpoint=tmp_path / "c")
+    assert all(torch.equal(first.x[n], again.x[n]) for n in first.x)
+
+
+def test_a_solution_with_buffers_can_be_asked_for_gradients_and_is_not_written_to():
+    problem = fl.Training(network(norm=True), cross_entropy, batch(40), batch_size=8)
+    x = fl.solve(problem, fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=4)).x
+    before = copy.deepcopy(x)
+    gradient = problem.gradient(x)
+    problem.draw(fl.Key(1)).gradient(x)
+    assert all(torch.equal(a, before[name]) for name, a in x.items())
+    parameters = {name: x[name] for name in problem.x0}
+    for name, g in problem.gradient(parameters).items():
+        torch.testing.assert_close(gradient[name], g)
+
+
+def test_observing_leaves_every_modules_mode():
+    model = network(norm=True)
+    model[2].eval()
+    problem = fl.Training(model, cross_entropy, batch(20))
+    problem.observe(problem.x0)
+    assert [m.training for m in problem.model.modules()] == [m.training for m in model.modules()]
+
+
+def test_samples_of_the_training_data_are_its_parts():
+    problem = fl.Training(network(), cross_entropy, batch(10), batch_size=4)
+    x = problem.x0
+    assert len(problem.parts) == 10
+    torch.testing.assert_close(sum(part.weight * part.value(x) for part in problem.parts), problem.value(x))
+    per_sample, gradient = problem.per_sample_gradients(x), problem.gradient(x)
+    for name in x:
+        torch.testing.assert_close(per_sample[name].mean(0), gradient[name])
+
+
+@pytest.mark.parametrize("options, message", [({"size": 0}, "size"), ({"size": -1}, "size"), ({"indices": [-1]}, "indices"),
+                                              ({"indices": []}, "indices")])
+def test_bad_draws_are_refused(options, message):
+    problem = fl.Training(network(), cross_entropy, batch(10), batch_size=4)
+    with pytest.raises(ValueError, match=message):
+        problem.draw(fl.Key(), **options)
+
+
+def test_a_loss_cut_off_from_the_weights_is_refused():
+    realisation = fl.Objective(network(), lambda outputs, y: outputs.detach().sum())(*batch(4))
+    with pytest.raises(MissingOracle, match="cannot be differentiated"):
+        realisation()
+
+
 def quadratic_model(curvature):
     class Model(nn.Module):
         def __init__(self):

@@ -37,6 +37,47 @@ def test_a_matrix_of_low_rank_is_sent_exactly_and_zeros_stay_zeros():
     assert torch.equal(zero, torch.zeros(8, 7))
 
 
+def columns(rank, feedback, warm=True):
+    """Gradients 8 × 7 of two workers of which some say nothing: all zero, one column of the base zero, not finite."""
+    one_row = torch.zeros(2, 8, 7, dtype=torch.float64)
+    one_row[:, 0] = normal(7)
+    return LowRankAggregator(rank=rank, error_feedback=feedback, warm_start=warm), {
+        "zero": torch.zeros(2, 8, 7, dtype=torch.float64), "one column": one_row,
+        "infinite": torch.full((2, 8, 7), torch.inf, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("silent", ["zero", "one column", "infinite"])
+def test_a_gradient_that_says_nothing_is_forgotten(silent, feedback, warm):
+    aggregator, gradients = columns(2, feedback, warm)
+    for _ in range(2):
+        aggregator.aggregate([gradients[silent]], average)
+    low = normal(8, 2) @ normal(2, 7, seed=1)
+    torch.testing.assert_close(aggregator.aggregate([low.expand(2, 8, 7)], average)[0], low)
+
+
+def test_new_columns_are_the_same_on_every_worker_and_new_every_round():
+    first, second = (LowRankAggregator(rank=2, key=5) for _ in range(2))
+    zero, found = torch.zeros(1, 8, 7), []
+    for _ in range(3):
+        for aggregator in (first, second):
+            aggregator.aggregate([zero], average)
+        assert torch.equal(first.bases["0"], second.bases["0"])
+        found.append(first.bases["0"])
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+
+
+def test_a_network_with_a_zero_head_trains_its_first_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 24, bias=False))
+    nn.init.zeros_(model[2].weight)
+    inputs = normal(100, 16).float()
+    problem = fl.Training(model, nn.functional.mse_loss, (inputs, torch.tanh(inputs @ normal(16, 24, seed=1).float())), batch_size=50)
+    x = fl.solve(problem, PowerSGD(lr=0.1, workers=2), fl.Budget(steps=20)).x
+    assert float((x["0.weight"] - model[0].weight.detach()).norm()) > 1e-3
+
+
 def test_errors_are_what_was_left_out_and_come_back():
     gradients = [normal(4, 6, 5, seed=t) for t in range(200)]
     aggregator = LowRankAggregator(rank=1)
@@ -122,11 +163,93 @@ def test_real_processes_agree_bit_for_bit_and_equal_simulated_workers():
         torch.testing.assert_close(a, b)
 
 
+def train_in_subgroup(rank, members, steps):
+    """Every process takes part in as many means, so that a mean over the wrong processes gives wrong weights and never waits."""
+    groups = [torch.distributed.new_group(list(ranks)) for ranks in members]
+    group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
+    model = DistributedDataParallel(network(), process_group=group)
+    model.register_comm_hook(aggregator := LowRankAggregator(rank=2, process_group=group), powersgd_hook)
+    x, y = data(rank)
+    for _ in range(steps):
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.5 * p.grad
+    return [p.detach() for p in model.parameters()], [aggregator.name_of(p) for p in model.parameters()]
+
+
+def test_a_subgroup_averages_over_itself():
+    (pair, _), (other, _), (alone, names) = run_gloo(train_in_subgroup, 3, ((0, 1), (2,)), 4)
+    assert all(torch.equal(a, b) for a, b in zip(pair, other, strict=True))
+    model = network()
+    (x, y), order, aggregator = data(2), list(model.parameters()), LowRankAggregator(rank=2)
+    for _ in range(4):
+        gradients = torch.autograd.grad(cross_entropy(model(x), y), order)
+        update = aggregator.aggregate([g.unsqueeze(0) for g in gradients], average, names)
+        with torch.no_grad():
+            for p, u in zip(order, update, strict=True):
+                p -= 0.5 * u
+    for a, b in zip(alone, model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def fixed_gradient(rank):
+    u, _, v = torch.linalg.svd(normal(20, 15, seed=7), full_matrices=False)
+    mean = u @ torch.diag(0.5 ** torch.arange(15.0, dtype=torch.float64)) @ v
+    return mean + (1 - 2 * rank) * normal(20, 15, seed=8)
+
+
+def aggregate_by_both_hooks(rank, rounds):
+    """A loss ⟨W, G_w⟩ has the gradient G_w in every round; return what each hook makes of it in the last."""
+    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as torchs
+
+    options = {"matrix_approximation_rank": 2, "start_powerSGD_iter": 2, "min_compression_rate": 1}
+    found = []
+    for state, hook in ((LowRankAggregator(rank=2, error_feedback=False), powersgd_hook),
+                        (torchs.PowerSGDState(None, use_error_feedback=False, **options), torchs.powerSGD_hook)):
+        model = DistributedDataParallel(nn.Linear(15, 20, bias=False).double())
+        model.register_comm_hook(state, hook)
+        for _ in range(rounds):
+            model.zero_grad()
+            (model(torch.eye(15, dtype=torch.float64)).T * fixed_gradient(rank)).sum().backward()
+        found.append(model.module.weight.grad)
+    return found
+
+
+def test_it_comes_to_the_same_matrix_as_torchs_own_hook():
+    for ours, torchs in run_gloo(aggregate_by_both_hooks, 2, 40):
+        torch.testing.assert_close(ours, torchs)
+        u, s, v = torch.linalg.svd((fixed_gradient(0) + fixed_gradient(1)) / 2)
+        torch.testing.assert_close(ours, u[:, :2] * s[:2] @ v[:2])
+
+
 def test_the_method_counts_what_a_worker_sends():
     problem = fl.Smooth(lambda x: (x["w"] ** 2).sum() + (x["b"] ** 2).sum(),
                         {"w": torch.ones(6, 5, dtype=torch.float64), "b": torch.ones(6, dtype=torch.float64)})
     result = fl.solve(problem, PowerSGD(lr=0.05, rank=1), fl.Budget(steps=10))
     assert result.counts["bytes"] == 10 * 8 * (6 + 5 + 6) and result.counts["gradients"] == 40
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_messages_and_bytes_are_of_one_worker_whatever_their_number(workers):
+    start = {"w": torch.ones(6, 5, dtype=torch.float64), "b": torch.ones(6, dtype=torch.float64)}
+    problem = fl.Smooth(lambda x: (x["w"] ** 2).sum() + (x["b"] ** 2).sum(), start)
+    only = fl.Smooth(lambda x: (x**2).sum(), start["b"])
+    counts = fl.solve(problem, PowerSGD(lr=0.05, rank=1, workers=workers, start_after=4), fl.Budget(steps=10)).counts
+    assert counts["messages"] == 4 * 1 + 6 * 3 and counts["bytes"] == 8 * (4 * (6 * 5 + 6) + 6 * (6 + 5 + 6))
+    counts = fl.solve(only, PowerSGD(lr=0.05, workers=workers), fl.Budget(steps=10)).counts
+    assert counts["messages"] == 10 and counts["bytes"] == 10 * 8 * 6
+
+
+def test_weight_decay_is_added_outside_compression():
+    start = normal(6, 5)
+    problem = fl.Smooth(lambda x: (x * normal(6, 5, seed=1)).sum(), start)
+    plain, decayed = (fl.solve(problem, PowerSGD(lr=0.1, rank=1, weight_decay=w), fl.Budget(steps=1)).x for w in (0.0, 0.3))
+    torch.testing.assert_close(decayed, plain - 0.1 * 2 * 0.3 * start)
+    zero = fl.Smooth(lambda x: (0 * x).sum(), start)
+    x = fl.solve(zero, PowerSGD(lr=0.1, momentum=0.0, rank=1, weight_decay=0.3), fl.Budget(steps=3)).x
+    torch.testing.assert_close(x, (1 - 2 * 0.1 * 0.3) ** 3 * start)
 
 
 def test_one_step_follows_the_formula():
@@ -145,6 +268,9 @@ def test_one_step_follows_the_formula():
     (lambda: PowerSGD(momentum=1.0), "momentum"),
     (lambda: PowerSGD(workers=0), "workers"),
     (lambda: LowRankAggregator(start_after=-1), "start_after"),
+    (lambda: LowRankAggregator(start_after=1.5), "start_after"),
+    (lambda: PowerSGD(start_after=-1), "start_after"),
+    (lambda: PowerSGD(weight_decay=-0.1), "weight_decay"),
     (lambda: run_gloo(train_ddp, 0), "world"),
 ])
 def test_bad_input_is_named(make, message):

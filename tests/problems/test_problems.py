@@ -44,6 +44,33 @@ def test_best_values_are_stationary():
     assert float(eigenvalues[-1]) == pytest.approx(squares.facts["L"])
 
 
+def test_the_least_value_with_an_l1_penalty_is_what_accelerated_proximal_steps_come_to():
+    problem = problems.logistic_l1()
+    x = ahead = problem.x0
+    step, t = 0.25, 1.0
+    for _ in range(3_000):
+        new = problem.prox(ahead - step * problem.smooth.gradient(ahead), step)
+        t = 1.0 if float((ahead - new) @ (new - x)) > 0 else (1 + (1 + 4 * t * t) ** 0.5) / 2
+        x, ahead = new, new + (t - 1) / (t + 1) * (new - x)
+    assert abs(problem.observe(x)["gap"]) < 1e-10
+
+
+@pytest.mark.parametrize("name", problems.CUTEST)
+def test_seeds_move_the_start_of_the_collections_problems_a_little(name):
+    start, *others = [problems.cutest(name)(seed) for seed in range(4)]
+    for other in others:
+        moved = ((other.x0 - start.x0) / torch.where(start.x0 == 0, 1.0, start.x0)).abs()
+        assert float(moved.min()) > 0 and float(moved.max()) < 0.6 and torch.isfinite(other.value(other.x0))
+        assert torch.equal(start.x0, problems.cutest(name)(0).x0) and other.name == start.name
+
+
+def test_the_judged_figure_is_observed():
+    for name in ("matrix-sensing", "digits-mlp"):
+        problem = problems.make(name)
+        assert problem.metric is None or problem.metric in problem.observe(problem.x0)
+    assert problems.make("matrix-sensing").metric == "relative_error"
+
+
 @pytest.mark.parametrize("name", ["BEALE", "HELIX", "POWELLSG", "DIXMAANA1"])
 def test_known_minima_of_the_collection_are_reached(name):
     problem = problems.cutest(name)(0)

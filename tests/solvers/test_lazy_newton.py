@@ -69,6 +69,46 @@ def test_a_non_convex_model_fails_with_the_remedy():
     assert result.status == "failed" and "LazyCubicNewton" in result.message
 
 
+@pytest.mark.parametrize("make", [LazyNewton, LazyCubicNewton])
+def test_a_long_run_goes_on_at_the_solution(make):
+    scale = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    problem = fl.Smooth(lambda x: (scale * x**2).sum(), torch.ones(2, dtype=torch.float64))
+    method = make(period=1)
+    state = method.init(problem, fl.Key())
+    for _ in range(1200):  # M would be 1e-2 · 2^-1200, below the least positive number
+        state = method.step(problem, state)
+    assert state["M"] > 0 and float(method.report(problem, state).value) == 0
+
+
+@pytest.mark.parametrize("make", [LazyNewton, LazyCubicNewton])
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_nan_gradient_ends_a_run_of_fixed_M_with_a_status(make, every):
+    calls = 0
+
+    def spoiled(x):
+        nonlocal calls
+        calls += 1
+        return (x**4).sum() * (math.nan if calls > 4 else 1.0)
+
+    problem = fl.Smooth(spoiled, torch.ones(3, dtype=torch.float64))
+    result = fl.solve(problem, make(adaptive=False, period=5), fl.Budget(steps=30), every=every)
+    assert result.status == "nonfinite" and torch.isfinite(result.x).all()
+
+
+def test_within_a_phase_the_lower_point_is_reported():
+    def rosenbrock(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    values = []
+    problem = fl.Smooth(rosenbrock, torch.full((12,), -1.2, dtype=torch.float64))
+    result = fl.solve(problem, LazyCubicNewton(), fl.Budget(steps=100), callback=lambda m: values.append(
+        (float(m.report.value), float(rosenbrock(m.report.solution)), float(m.report.gap), problem.gradient(m.report.solution))))
+    assert all(value == at and gap == pytest.approx(float(g.norm())) for value, at, gap, g in values)
+    starts = [values[0][0]] + [value for value, *_ in values]
+    assert all(value <= starts[0] for value in starts) and result.fun <= starts[0]
+    assert max(value for value, *_ in values[12:]) <= max(value for value, *_ in values[:12])
+
+
 @pytest.mark.parametrize("options, message", [({"period": 0}, "period"), ({"period": "n"}, "period"), ({"M": 0.0}, "M must"),
                                               ({"M": math.nan}, "M must")])
 def test_bad_input(options, message):

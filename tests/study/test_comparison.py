@@ -10,8 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from sides import ADAM, PROBLEM, SGD, WILD
 
+from fallline.core.budget import Budget
+from fallline.core.constructors import FiniteSum, Smooth
 from fallline.study import Comparison, Contender, Record, RunTable, Side, StudyError, compare
 from fallline.study.sources import problem_spec
 from fallline.study.terminal import write_svg
@@ -38,6 +41,40 @@ def test_a_winner_needs_a_spread_apart_from_every_other() -> None:
     close = made(a=[1.0, 1.1, 1.35], b=[1.3, 1.4, 1.5])
     assert close.winner is None and "No clear winner between a and b" in close.headline
     assert [row.method for row in close.leaders] == ["a", "b"]
+
+
+@pytest.mark.parametrize("values", [{"a": [1.0] * 3, "b": [9.0] * 3}, {"a": [1.0, 1.1, 1.2], "b": [9.0] * 3},
+                                    {"a": [1.0] * 3, "b": [8.0, 9.0, 9.5]}])
+def test_the_same_run_at_every_seed_is_one_seed(values: dict[str, list[float]]) -> None:
+    found = made(**values)
+    assert found.winner is None and "one seed: no winner" in found.headline
+    assert found.repeated == [name for name, runs in values.items() if len(set(runs)) == 1]
+
+
+def test_runs_that_end_alike_and_went_differently_are_several() -> None:
+    found = made(a=[0.0] * 3, b=[9.0, 9.1, 9.2])
+    side = found.table["a"]
+    runs = tuple(replace(record, curve={"value": [5.0 + i, 0.0]}) for i, record in enumerate(side.evaluations))
+    table = replace(found.table, sides=(replace(side, evaluations=runs), found.table["b"]))
+    assert Comparison(table).winner == "a"
+
+
+def test_a_deterministic_problem_names_no_winner() -> None:
+    still = Smooth(lambda x: (x**2).sum(), torch.ones(3), name="still")
+    found = compare(still, [SGD, ADAM], tune=1, seeds=3, budget=Budget(steps=5), progress=False)
+    assert found.winner is None and set(found.repeated) == {"sgd", "adam"}
+
+
+def test_sides_that_spent_different_amounts_are_said_to(tmp_path: Path) -> None:
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    drawn = FiniteSum(lambda x, a: ((x - a) ** 2).mean(), rows, torch.ones(3), batch_size=2, name="drawn")
+    found = compare(drawn, [SGD, "powersgd"], tune=1, seeds=2, budget=Budget(steps=5), progress=False)
+    assert {row.method: found.spent(row) for row in found.leaderboard} == {"sgd": 10, "powersgd": 40}
+    said = "different amounts of samples a run (powersgd 40, sgd 10)"
+    report = found.report(tmp_path / "report.html").read_text()
+    assert said in found.headline and said in report and "40 samples" in report and "samples" in repr(found)
+    equal = compare(drawn, [SGD, "powersgd"], tune=1, seeds=2, budget=Budget(samples=40), progress=False)
+    assert equal.unequal == "" and {equal.spent(row) for row in equal.leaderboard} == {40}
 
 
 def test_one_seed_names_no_winner() -> None:

@@ -20,6 +20,8 @@ from sides import ADAM, PROBLEM, SGD, SLOW, WILD, Notes, dying_sgd, unlucky_sgd
 from fallline.core.budget import Budget
 from fallline.core.constructors import BlackBox, Smooth
 from fallline.core.errors import FalllineError, MissingOracle, UnknownName
+from fallline.core.method import State, Train
+from fallline.core.problem import Problem
 from fallline.core.space import LogUniform
 from fallline.study import Contender, Memory, StudyError, runs
 
@@ -145,6 +147,64 @@ def test_what_raises_is_recorded_and_tried_again() -> None:
     assert set(again.run) == {r.id for r in raised}
 
 
+def test_a_method_that_gives_up_is_an_error_with_its_reason() -> None:
+    saddle = Smooth(lambda x: (x**4).sum() - (x**2).sum(), torch.full((3,), 0.1, dtype=torch.float64), name="saddle")
+    found = runs(saddle, ["lazy-newton", SGD], tune=1, seeds=1, budget=Budget(steps=5))
+    for record in (*found["lazy-newton"].tuning, *found["lazy-newton"].evaluations):
+        assert record.status == "error" and "Hessian" in record.message and record.score == math.inf
+    assert found["sgd"].evaluations[0].status == "finished"
+
+
+def test_a_method_that_exits_is_an_error() -> None:
+    record = runs(PROBLEM, [Leaving], seeds=1).sides[0].evaluations[0]
+    assert record.status == "error" and "SystemExit: 3" in record.message
+
+
+def test_names_that_a_problem_counts_itself_are_a_budget() -> None:
+    def value(x: torch.Tensor) -> torch.Tensor:
+        counting.counts.add("flights")
+        return (x**2).sum()
+
+    counting = Smooth(value, torch.ones(3), name="counting")
+    assert runs(counting, [Flying], tune=1, seeds=1, budget=Budget(flights=7)).sides[0].evaluations[0].counts["flights"] == 7
+
+
+class Leaving(Train):
+    """A method that calls exit."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.optim.SGD, lr=0.1)
+
+    def step(self, problem: Problem, state: State) -> State:
+        sys.exit(3)
+
+
+class Flying(Train):
+    """Counts something that only it knows."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.optim.SGD, lr=0.1)
+
+    def step(self, problem: Problem, state: State) -> State:
+        problem.counts.add("flights")
+        return super().step(problem, state)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_without_a_scheme_is_an_sqlite_file(kind: type, tmp_path: Path) -> None:
+    first, second = Notes(), Notes()
+    for notes in (first, second):
+        runs(PROBLEM, [SGD], tune=1, seeds=1, storage=kind(tmp_path / "trials.sqlite"), watcher=notes)
+    assert len(first.run) == len(second.stored) == len(stored_ids(tmp_path / "trials.sqlite")) == 2
+
+
+def test_a_gap_below_zero_by_rounding_is_zero_and_one_by_more_is_seen() -> None:
+    for above, expected in ((1e-15, 0.0), (1e-3, -1e-3)):
+        here = Smooth(lambda x: (x**2).sum() + 2, torch.zeros(2, dtype=torch.float64), facts={"best_value": 2 + above})
+        record = runs(here, [SGD], tune=1, seeds=1, budget=Budget(steps=2)).sides[0].evaluations[0]
+        assert record.status == "finished" and record.value == pytest.approx(expected, rel=1e-9, abs=0)
+
+
 def test_nothing_to_tune_is_not_tuned() -> None:
     fixed = replace(SGD, space={}, fixed={"lr": 0.05})
     side = runs(PROBLEM, [fixed], tune=8, seeds=2).sides[0]
@@ -178,7 +238,14 @@ def test_budgets_of_counts_and_seconds_are_spent_alike() -> None:
         ({"workers": 0}, "workers.*0"),
         ({"storage": "postgresql://me:secret@nowhere.invalid/x"}, "nowhere.invalid"),
         ({"storage": "sqlite:////no/such/folder/trials.sqlite"}, "no/such/folder"),
-        ({"storage": "trials"}, "'trials'"),
+        ({"storage": "no/such/folder/trials"}, "no/such/folder/trials"),
+        ({"storage": "no-such-database://here"}, "no-such-database"),
+        ({"tune": 1.5}, "tune.*1.5"),
+        ({"seeds": True}, "seeds.*True"),
+        ({"budget": 3}, "budget must be a Budget, got 3"),
+        ({"budget": Budget(gradiants=3)}, "gradiants.*did you mean 'gradients'"),
+        ({"budget": Budget(stepz=3)}, "stepz.*did you mean 'steps'"),
+        ({"budget": Budget(nosuch=3)}, "nosuch.*counted"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments: dict[str, object], said: str) -> None:

@@ -72,7 +72,7 @@ class CBO(AskTell):
     noise : {"isotropic", "anisotropic"}, default "isotropic"
     collapse : float, default 1e-12
         When the population is narrower than this share of its first width, it starts again around the best point at its first
-        width.
+        width; 0 for never.
 
     Notes
     -----
@@ -93,6 +93,8 @@ class CBO(AskTell):
     def __post_init__(self) -> None:
         _at_least_two(self.n)
         _positive(self, "alpha", "lam", "sigma", "dt")
+        if not 0 <= self.collapse < 1:
+            raise ValueError(f"collapse must be in [0, 1), a share of the population's first width, got {self.collapse!r}")
         if self.noise not in ("isotropic", "anisotropic"):
             raise ValueError(f"noise must be 'isotropic' or 'anisotropic', got {self.noise!r}")
 

@@ -5,8 +5,8 @@ Every judged figure has a *slack* for each seed, nonnegative where the relation 
     measured <= t :  t - measured            measured >= t :  measured - t
     measured == t :  tolerance - |measured - t|       measured in [a, b] :  min(measured - a, b - measured)
 
-Over the seeds the slack has a spread (range below five seeds, quartiles from five on). A figure *holds* when the whole
-spread is nonnegative, *fails* when it is negative, and is *inconclusive* when zero lies inside: the margin is then
+A claim speaks of every seed, so the whole range of the slack decides, however many seeds there are. A figure *holds* when
+that range is nonnegative, *fails* when it is negative, and is *inconclusive* when zero lies inside: the margin is then
 within the spread. A value that is not finite satisfies nothing.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from fallline.study.spread import Spread, spread
+from fallline.study.spread import Spread, whole_range
 
 Relation = Literal["<=", ">=", "==", "in", "recorded"]
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -73,15 +73,15 @@ class Figure:
 
     @property
     def spread(self) -> Spread:
-        """Median and spread of the measured values."""
-        return spread(self.measured)
+        """Median and whole range of the measured values."""
+        return whole_range(self.measured)
 
     @property
     def outcome(self) -> Outcome:
         """Whether the relation holds, fails, or is undecided because seeds disagree."""
         if self.relation == "recorded":
             return Outcome.RECORDED
-        slack = spread(self.slacks)
+        slack = whole_range(self.slacks)
         if slack.low >= 0:
             return Outcome.HOLDS
         return Outcome.FAILS if slack.high < 0 else Outcome.INCONCLUSIVE
@@ -214,8 +214,7 @@ def measured_text(figure: Figure) -> str:
     if found.count == 1:
         return number(found.median)
     ends = f"{number(found.low)} to {number(found.high)}"
-    kind = "" if found.kind == "range" else "quartiles "
-    return f"{number(found.median)} ({kind}{ends} over {found.count} seeds)"
+    return f"{number(found.median)} ({ends} over {found.count} seeds)"
 
 
 def threshold_text(figure: Figure) -> str:
@@ -224,7 +223,7 @@ def threshold_text(figure: Figure) -> str:
         return "recorded"
     if figure.relation == "in":
         return f"in [{number(figure.threshold[0])}, {number(figure.threshold[1])}]"
-    bound = number(spread(figure.threshold).median)
+    bound = number(whole_range(figure.threshold).median)
     bound += f" ± {number(figure.tolerance)}" if figure.tolerance else ""
     paired = " (paired by seed)" if len(figure.threshold) > 1 else ""
     return f"{figure.relation} {bound}{paired}"

@@ -87,8 +87,8 @@ def gallery(found: Sequence[Paper], folder: Path | None = None) -> str:
     """The whole gallery page."""
     head = (
         "# Gallery of claims\n\nWhat every paper states, what was measured here, and what it was held against. "
-        "Measured values are medians with their spread over seeds (the range below five seeds, the quartiles from five "
-        "on); a figure is *inconclusive* when what it is held against lies within that spread. "
+        "Measured values are medians with their whole range over seeds; a figure is *inconclusive* when what it is held "
+        "against lies within that range. "
         "This page is made by `fallline gallery` from the files under `evidence/`."
     )
     return "\n\n".join([head, *(paper_section(paper, folder) for paper in found)]).rstrip() + "\n"

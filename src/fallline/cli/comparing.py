@@ -66,6 +66,8 @@ def as_json(comparison: Comparison, report: Path) -> dict[str, Any]:
             "tuning_diverged": row.tuning_diverged,
             "seconds": row.seconds,
             "counts": dict(row.counts),
+            "spent": {comparison.spending: comparison.spent(row)},
+            "different_runs": row.different,
             "setting": dict(row.setting),
             "errors": list(row.errors),
         }
@@ -87,7 +89,7 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="What the problem observes and decides, smaller being better.")] = None,
     workers: Annotated[int, typer.Option(help="Processes side by side.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; `fallline-PROBLEM` by default.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Database of the trials; SQLite in the folder by default.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL or SQLite file of the trials; in the folder by default.")] = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Tune every method alike on a problem, run the best settings over fresh seeds, and write report.html.

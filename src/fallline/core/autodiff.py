@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
+from fallline.core.errors import MissingOracle
 from fallline.core.tree import Tree
 
 Scalar = Callable[[Tree], Tensor]
@@ -22,9 +23,11 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
 
 
-def _fill(gradients: tuple[Tensor | None, ...], like: Tree) -> Tree:
-    found = iter(gradients)
-    return tree.map(lambda x: g if (g := next(found)) is not None else torch.zeros_like(x), like)
+def _gradients(output: Tensor, point: Tree, **options: Any) -> Tree:
+    """The gradient of ``output`` at every leaf of ``point``: zero where it does not depend on one, or one has none."""
+    wanted = [leaf for leaf in tree.leaves(point) if leaf.requires_grad]
+    found = iter(torch.autograd.grad(output, wanted, allow_unused=True, **options))
+    return tree.map(lambda x: g if x.requires_grad and (g := next(found)) is not None else torch.zeros_like(x), point)
 
 
 def checked_scalar(value: Any, name: str) -> Tensor:
@@ -35,46 +38,50 @@ def checked_scalar(value: Any, name: str) -> Tensor:
     return value.reshape(())
 
 
+def differentiable(value: Any, name: str) -> Tensor:
+    """Return ``value`` if it is a scalar that autograd has followed from the variables, and raise ``MissingOracle`` otherwise."""
+    value = checked_scalar(value, name)
+    if not value.requires_grad:
+        raise _cut_off(name)
+    return value
+
+
+def _cut_off(name: str) -> MissingOracle:
+    return MissingOracle(f"{name} cannot be differentiated: its value does not depend on the variables through torch operations. "
+                         "Compute it from them by torch operations alone (no .item(), .detach(), .numpy() or torch.tensor(...)), "
+                         "or give its gradient: gradient= in Smooth, jac= in minimize")
+
+
 def value_and_gradient(fun: Scalar, x: Tree, wrt: int | str | None = None, name: str = "fun") -> tuple[Tensor, Tree]:
     """Return ``f(x)`` and ``∇f(x)``, or only the part of the gradient at child ``wrt`` of ``x``."""
-    if wrt is None:
-        point = tree.map(_leaf, x)
-        target = point
-    else:
-        point = tree.map(lambda leaf: leaf.detach(), x)
-        target = tree.map(_leaf, point[wrt])
-        point = {**point, wrt: target} if isinstance(point, dict) else tuple(
-            target if i == wrt else child for i, child in enumerate(point)
-        )
+    point = tree.map(_leaf, x)
     with torch.enable_grad():
-        value = checked_scalar(fun(point), name)
-    if not value.requires_grad:
-        return value.detach(), tree.zeros_like(target)
-    gradients = torch.autograd.grad(value, tree.leaves(target), allow_unused=True)
-    return value.detach(), _fill(gradients, target)
+        value = differentiable(fun(point), name)
+    return value.detach(), _gradients(value, point if wrt is None else point[wrt])
 
 
-def hvp(fun: Scalar, x: Tree, v: Tree) -> Tree:
+def hvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> Tree:
     """Return the Hessian-vector product ``∇²f(x) v`` by differentiating ``⟨∇f(x), v⟩``."""
     point = tree.map(_leaf, x)
-    variables = tree.leaves(point)
     with torch.enable_grad():
-        value = checked_scalar(fun(point), "fun")
-        first = torch.autograd.grad(value, variables, create_graph=True, allow_unused=True)
-        pairs = [(g, u) for g, u in zip(first, tree.leaves(v), strict=True) if g is not None and g.requires_grad]
-        if not pairs:  # f is linear in x
-            return tree.zeros_like(x)
-        product = torch.stack([(g * u).sum() for g, u in pairs]).sum()
-    return _fill(torch.autograd.grad(product, variables, allow_unused=True), point)
+        first = _gradients(differentiable(fun(point), name), point, create_graph=True)
+        product = torch.stack(tree.leaves(tree.map(lambda g, u: (g * u).sum(), first, v))).sum()
+    return _gradients(product, point) if product.requires_grad else tree.zeros_like(x)  # f may be linear in x
 
 
-def jvp(fun: Callable[[Tree], Any], x: Tree, v: Tree) -> tuple[Any, Any]:
-    """Return ``fun(x)`` and the directional derivative along ``v`` by forward mode."""
-    value, derivative, *_ = torch.func.jvp(fun, (x,), (v,))
+def jvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> tuple[Tensor, Tensor]:
+    """Return ``f(x)`` and the directional derivative along ``v`` by forward mode."""
+    try:
+        value, derivative, *_ = torch.func.jvp(lambda z: checked_scalar(fun(z), name), (x,), (v,), strict=True)
+    except RuntimeError as error:
+        if "independent of the inputs" in str(error):
+            raise _cut_off(name) from None
+        raise
     return value, derivative
 
 
-def hessian(fun: Scalar, x: Tree) -> Tensor:
+def hessian(fun: Scalar, x: Tree, name: str = "fun") -> Tensor:
     """Return the dense Hessian of the flattened variables, shape ``(n, n)``."""
     flat = tree.flatten(x).detach()
-    return torch.func.hessian(lambda z: fun(tree.unflatten(z, x)).reshape(()))(flat)
+    # Inside the transform, a tensor requires a gradient where it depends on the flattened variables.
+    return torch.func.hessian(lambda z: differentiable(fun(tree.unflatten(z, x)), name))(flat)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fallline.core.errors import CheckpointError
 from fallline.core.keys import Key
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
@@ -56,11 +56,19 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
+def _file(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    if target.is_dir():
+        raise CheckpointError(f"the checkpoint {str(target)!r} is a folder; give a file in it, "
+                              f"such as {str(target / 'run.safetensors')!r}")
+    return target
+
+
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write nested dicts, lists, tensors, numbers, strings and keys to ``path``, whole or not at all."""
     from safetensors.torch import save_file
 
-    target = Path(path)
+    target = _file(path)
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(content, tensors, "content"))
     tensors = tensors or {"0": torch.zeros(0)}
@@ -79,6 +87,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what ``save`` wrote; an unreadable file raises ``CheckpointError``."""
     from safetensors import safe_open
 
+    path = _file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

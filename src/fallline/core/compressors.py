@@ -41,5 +41,5 @@ def low_rank_mean(matrices: Sequence[Tensor], bases: Sequence[Tensor], mean: Mea
     """
     lefts = mean_together(mean, [m @ q for m, q in zip(matrices, bases, strict=True)])
     lefts = [orthonormalize(p) for p in lefts]
-    rights = mean_together(mean, [m.transpose(1, 2) @ p for m, p in zip(matrices, lefts, strict=True)])
+    rights = mean_together(mean, [(p.T @ m).mT for m, p in zip(matrices, lefts, strict=True)])
     return [p @ q.T for p, q in zip(lefts, rights, strict=True)], rights

@@ -46,8 +46,7 @@ def progress_bar(wanted: bool, title: str, run: Any) -> Iterator[Callable[[], No
         task = bar.add_task(title, total=1.0, figures="")
 
         def show() -> None:
-            figures = f"step {run.step:,}" + (f"  value {run.value:.4g}" if run.value is not None else "")
-            figures += f"  gap {run.gap:.2e}" if run.gap is not None else ""
+            figures = f"step {run.step:,}" + "".join(f"  {name.replace('_', ' ')} {number:.4g}" for name, number in run.figures.items())
             bar.update(task, completed=run.budget.fraction(run.step, run.seconds, run.counts), figures=figures)
 
         yield show

@@ -17,14 +17,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fallline.core import autodiff, tree
+from fallline.core.black_box import checked_bounds, number, row_values
 from fallline.core.keys import Key
 from fallline.core.problem import Problem
+from fallline.core.samples import batch_indices, data_tuple
 from fallline.core.tree import Tree
 
 
@@ -34,7 +36,15 @@ def _callable(value: Any, argument: str) -> None:
 
 
 def _given(**oracles: Callable[..., Any] | None) -> dict[str, Callable[..., Any]]:
-    return {name: oracle for name, oracle in oracles.items() if oracle is not None}
+    given = {name: oracle for name, oracle in oracles.items() if oracle is not None}
+    for name, oracle in given.items():
+        _callable(oracle, name)
+    return given
+
+
+def _problem(value: Any, argument: str) -> None:
+    if not isinstance(value, Problem):
+        raise TypeError(f"{argument} must be a Problem, got {type(value).__name__}; Smooth(fun, x0) makes one of a function")
 
 
 def Smooth(
@@ -46,7 +56,10 @@ def Smooth(
     hessian: Callable[[Tree], Tensor] | None = None,
     **options: Any,
 ) -> Problem:
-    """min f(x) for a differentiable f; derivatives that are not given come from autograd.
+    """min f(x) for a differentiable f; derivatives that are not given come from autograd of ``fun``.
+
+    With a ``gradient``, ``fun`` may compute as it likes (NumPy, another library): a curvature that is not given then comes from
+    differences of gradients.
 
     Parameters
     ----------
@@ -69,14 +82,21 @@ def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
     makes all of them one vector. There is no ``gradient`` of the sum: proximal methods take
     ``problem.smooth.gradient`` and ``problem.prox``.
     """
+    _problem(smooth, "smooth")
     for needed in ("value", "prox"):
         if not hasattr(term, needed):
             raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
     smooth.require("value", by="Composite")
     value = smooth._oracles["value"]
     oracles = {"value": lambda x: value(x) + _summed(term, x), "prox": _leafwise(term, term.prox)}
-    inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth}}
+    inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth},
+                 "parts": _samples_of(smooth)}
     return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
+
+
+def _samples_of(smooth: Problem) -> int:
+    """How many data points ``draw`` chooses from; other parts of a sum have no counterpart here."""
+    return smooth._parts if isinstance(smooth._parts, int) else 0
 
 
 def _is_joint(term: Any) -> bool:
@@ -104,7 +124,8 @@ def _leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]
 
 
 def _draw_composite(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
-    return Composite(problem.smooth.draw(key, size, indices, at), problem.term, name=problem.name, facts=problem.facts)
+    drawn = problem.smooth.draw(key, size, indices, at)
+    return problem if drawn is problem.smooth else Composite(drawn, problem.term, name=problem.name, facts=problem.facts)
 
 
 def Constrained(
@@ -118,52 +139,25 @@ def Constrained(
     """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
 
     ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in
-    ``Composite``; the constraint functions return 1-D tensors.
+    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained.
     """
+    _problem(smooth, "smooth")
     if set is None and equality is None and inequality is None:
         raise ValueError("Constrained needs a set, an equality or an inequality; without any use Smooth")
-    oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality)}
-    for name in ("project", "linear_minimize"):
-        if hasattr(set, name):
-            oracles[name] = _leafwise(set, getattr(set, name))
-    return Problem(smooth.x0, oracles, **{"kind": "constrained", "name": smooth.name, "facts": smooth.facts, **options})
+    offered = [name for name in ("project", "linear_minimize") if hasattr(set, name)]
+    if set is not None and not offered:
+        raise TypeError(f"set must have project(x) or linear_minimize(g), got {set!r}, a {type(set).__name__}")
+    oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality),
+               **{name: _leafwise(set, getattr(set, name)) for name in offered}}
 
+    def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+        drawn = smooth.draw(key, size, indices, at)
+        return problem if drawn is smooth else Constrained(drawn, set, equality=equality, inequality=inequality, name=problem.name,
+                                                           facts=problem.facts)
 
-class _Parts(Sequence[Problem]):
-    """The terms of a finite sum, made when asked for."""
-
-    def __init__(self, whole: Problem, count: int) -> None:
-        self._whole, self._count = whole, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not -self._count <= index < self._count:
-            raise IndexError(f"part {index} of {self._count}")
-        return self._whole.draw(Key(), indices=torch.tensor([index % self._count]))
-
-
-def batch_indices(n: int, key: Key, size: int | None, indices: Tensor | None, default: int) -> Tensor:
-    """Return which of ``n`` data points a realisation looks at: drawn uniformly with replacement unless given."""
-    if indices is not None:
-        return indices
-    return torch.randint(n, (size or default,), generator=key.generator())
-
-
-def data_tuple(data: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the data as tensors that agree in their first dimension."""
-    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
-    lengths = {len(t) for t in tensors}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"data must be tensors with one common, non-zero first dimension, got {[len(t) for t in tensors]}")
-    return tensors
+    inherited = {"kind": "constrained", "name": smooth.name, "facts": smooth.facts, "differentiable": smooth._derives,
+                 "samples": smooth.samples, "parts": _samples_of(smooth)}
+    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": sample})
 
 
 def FiniteSum(
@@ -185,6 +179,10 @@ def FiniteSum(
     x0 : tensor or nested tensors
     batch_size : int, default 1
         What ``draw`` takes when not told otherwise.
+
+    Notes
+    -----
+    ``parts`` are the n terms, each of ``weight`` 1/n.
     """
     _callable(fun, "fun")
     tensors = data_tuple(data)
@@ -204,9 +202,7 @@ def FiniteSum(
         rows = tuple(t[chosen.to(t.device)] for t in tensors)
         return Problem(problem.x0, over(rows), kind=problem.kind, name=problem.name, samples=len(chosen))
 
-    whole = Problem(x0, over(tensors), **{"kind": "finite-sum", **options, "sampler": sample, "samples": n})
-    whole.parts = _Parts(whole, n)
-    return whole
+    return Problem(x0, over(tensors), **{"kind": "finite-sum", **options, "sampler": sample, "samples": n, "parts": n})
 
 
 def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, *, adjoint: Callable[[Tensor], Tensor] | None = None,
@@ -253,11 +249,14 @@ def Bilevel(upper: Any, lower: Any, x0: Tree, y0: Tree, **options: Any) -> Probl
 
     ``upper`` and ``lower`` are functions ``(x, y) -> 0-d tensor``, or problems over the pair ``(x, y)`` (a ``FiniteSum`` whose
     function takes the pair, when a level has data). Methods ask ``problem.upper.gradient((x, y), wrt=0)`` and so on; ``draw``
-    draws both levels, independently.
+    draws both levels, independently; chosen ``indices`` belong to one level's data: ``problem.lower.draw(key, indices=...)``.
     """
     levels = {"upper": _pair(upper, x0, y0, "upper"), "lower": _pair(lower, x0, y0, "lower")}
 
     def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+        if indices is not None:
+            raise ValueError("indices choose data of one level, and a bilevel problem draws two: "
+                             "draw problem.upper or problem.lower with them")
         drawn = {name: level.draw(key.fold(name), size, None, at) for name, level in problem._children.items()}
         return Problem(problem.x0, {}, kind="bilevel", name=problem.name, children=drawn)
 
@@ -299,12 +298,13 @@ def BlackBox(
         Where populations start; kept as ``problem.facts["bounds"]``.
     """
     _callable(fun, "fun")
+    if not isinstance(x0, Tensor) or x0.ndim != 1:
+        found = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else f"a {type(x0).__name__}"
+        raise ValueError(f"x0 must be a 1-D tensor of d numbers, got {found}; flatten the variables, and unflatten them in fun")
 
     def values(points: Tensor) -> Tensor:
-        if vectorized:
-            return fun(points)
-        return torch.stack([torch.as_tensor(fun(point), dtype=points.dtype).reshape(()) for point in points])
+        return row_values(fun, points) if vectorized else torch.stack([number(fun(point), points) for point in points])
 
     oracles: Mapping[str, Callable[..., Any]] = {"value": lambda x: values(x.unsqueeze(0))[0], "values": values}
-    facts = {**options.pop("facts", {}), **({"bounds": bounds} if bounds is not None else {})}
+    facts = {**options.pop("facts", {}), **({} if bounds is None else {"bounds": checked_bounds(bounds, x0)})}
     return Problem(x0, oracles, **{"kind": "black-box", "differentiable": False, "facts": facts, **options})

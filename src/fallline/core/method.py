@@ -24,6 +24,8 @@ from fallline.core.space import Range
 from fallline.core.tree import Tree
 
 State = dict[str, Any]
+# Kinds in which a step along the gradient of the whole does not solve the problem.
+NOT_PLAIN = ("constrained", "saddle", "bilevel")
 
 
 @dataclass
@@ -35,7 +37,9 @@ class Report:
     solution : tree, or a function that returns one
         The answer so far; a function when making it costs something (an average to swap in).
     value : number, optional
-        The objective there, as far as the method knows it without another evaluation.
+        The objective at the solution, where the method knows it without another evaluation.
+    batch_loss : number, optional
+        The last loss of a mini-batch, taken before the step: a column of the trace, and never the value.
     gap : number, optional
         What ``tol`` is compared with: a gradient norm, a duality gap, a residual.
     status : {"running", "converged", "failed"}
@@ -51,6 +55,7 @@ class Report:
     status: str = "running"
     message: str = ""
     certificate: Any = None
+    batch_loss: float | Tensor | None = None
 
     def resolve(self) -> Tree:
         """Return the solution itself."""
@@ -65,7 +70,7 @@ class Method:
     needs : tuple of str
         Oracles the problem must have.
     kinds : tuple of str
-        Kinds of problem it solves; empty for any that has the oracles, except constrained ones.
+        Kinds of problem it solves; empty for any plain minimisation that has the oracles: not constrained, saddle or bilevel.
     space : mapping of str to range
         Hyperparameters worth tuning; empty if there is nothing to tune.
     """
@@ -101,9 +106,9 @@ class Method:
     def check(self, problem: Problem) -> None:
         """Raise unless this method can solve ``problem``."""
         name = type(self).__name__
-        refused = problem.kind not in self.kinds if self.kinds else problem.kind == "constrained"
+        refused = problem.kind not in self.kinds if self.kinds else problem.kind in NOT_PLAIN
         if refused:
-            solves = ", ".join(self.kinds) or "unconstrained"
+            solves = ", ".join(self.kinds) or "unconstrained minimisation"
             raise WrongProblem(f"{name} solves {solves} problems, and {problem.name!r} is a {problem.kind} problem; "
                                f"`fallline papers` lists the methods by room")
         problem.require(*self.needs, by=name)
@@ -193,7 +198,7 @@ class Train(Method):
             with swap():
                 return self._point(state)
 
-        return Report(solution, value=state["loss"])
+        return Report(solution, batch_loss=state["loss"])
 
     @staticmethod
     def _point(state: State) -> Tree:

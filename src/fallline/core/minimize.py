@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +16,11 @@ from fallline.core.budget import Budget
 from fallline.core.constructors import BlackBox, Smooth
 from fallline.core.driver import solve
 from fallline.core.method import Method
+from fallline.core.problem import Problem
 from fallline.core.result import Result
 from fallline.core.tree import Tree
+
+DEFAULT_TOL = 1e-8
 
 
 def minimize(
@@ -22,7 +28,7 @@ def minimize(
     x0: Tree,
     method: str | Method = "lazy-cubic-newton",
     *,
-    tol: float = 1e-8,
+    tol: float | None = None,
     jac: Callable[[Tree], Tree] | None = None,
     hess: Callable[[Tree], Tensor] | None = None,
     hessp: Callable[[Tree, Tree], Tree] | None = None,
@@ -36,14 +42,16 @@ def minimize(
     Parameters
     ----------
     fun : callable ``x -> 0-d tensor``
-    x0 : tensor or nested tensors
-        Whole-number and NumPy starting points are taken as float64.
+        Of torch operations, or of any kind where ``jac`` is given.
+    x0 : tensor or nested tensors, number, list of numbers, or NumPy array
+        What is not a floating-point tensor is taken as a float64 one.
     method : str or Method, default "lazy-cubic-newton"
         A registered name, or a Method with its hyperparameters.
     tol : float, default 1e-8
-        On the method's gap, for a smooth method the gradient norm.
+        On the method's gap, for a smooth method the gradient norm. Methods without a gap run to the end of their budget.
     jac, hess, hessp : callables, optional
-        The gradient, the dense Hessian, and the Hessian-vector product ``(x, v)``; autograd gives what is left out.
+        The gradient, the dense Hessian, and the Hessian-vector product ``(x, v)``. Autograd gives what is left out; with ``jac``,
+        differences of gradients do.
     maxiter : int, optional
         Short for ``budget=Budget(steps=maxiter)``; 1,000 if neither is given.
     options : dict, optional
@@ -54,19 +62,53 @@ def minimize(
     Returns
     -------
     Result
-        With SciPy's names: ``x``, ``fun``, ``success``, ``message``, ``nit``, ``nfev``.
+        With SciPy's names: ``x``, ``fun``, ``success``, ``message``, ``nit``, ``nfev``. Where the method does not know ``fun``, it is
+        evaluated at the end (and counted as a value).
     """
     if maxiter is not None and budget is not None:
         raise ValueError(f"give maxiter or budget, not both; got maxiter={maxiter} and {budget!r}")
     if isinstance(method, Method) and options:
         raise ValueError("options belong to a method given by name; set them on the Method itself")
+    for name, given in (("jac", jac), ("hess", hess), ("hessp", hessp)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} must be a function of x, got {given!r}; leave it out for what autograd or differences give")
     chosen = method if isinstance(method, Method) else registry.method(method, **(options or {}))
-    start = x0 if not hasattr(x0, "__array__") or isinstance(x0, Tensor) else torch.as_tensor(x0)
-    if isinstance(start, Tensor) and not start.is_floating_point():
-        start = start.double()
+    start = _start(x0)
     if "values" in chosen.needs:
         problem = BlackBox(fun, start, name="fun")
     else:
         problem = Smooth(fun, start, gradient=jac, hessian=hess, hvp=hessp, name="fun")
     limit = Budget(steps=maxiter) if maxiter is not None else budget
-    return solve(problem, chosen, limit, tol=tol, **solving)
+    with warnings.catch_warnings():
+        if tol is None:
+            warnings.filterwarnings("ignore", message="tol=.* has no effect")
+        result = solve(problem, chosen, limit, tol=DEFAULT_TOL if tol is None else tol, **solving)
+    return _with_value(result, problem)
+
+
+def _start(x0: Any) -> Tree:
+    """The starting point as floating-point tensors; numbers, arrays and lists of numbers become float64."""
+    if isinstance(x0, dict):
+        return {name: _start(child) for name, child in x0.items()}
+    if isinstance(x0, Tensor):
+        return x0 if x0.is_floating_point() or x0.is_complex() else x0.double()
+    if isinstance(x0, numbers.Real | np.ndarray) or _of_numbers(x0):
+        try:
+            return torch.tensor(np.asarray(x0, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"x0 must hold real numbers in equal rows, got {x0!r}") from error
+    if isinstance(x0, list | tuple):
+        children = [_start(child) for child in x0]
+        return type(x0)(*children) if hasattr(x0, "_fields") else type(x0)(children)
+    raise TypeError(f"x0 must be a tensor, nested tensors, a number, a list of numbers or a NumPy array, got a {type(x0).__name__}")
+
+
+def _of_numbers(x0: Any) -> bool:
+    return isinstance(x0, list | tuple) and bool(x0) and all(isinstance(each, numbers.Real) or _of_numbers(each) for each in x0)
+
+
+def _with_value(result: Result, problem: Problem) -> Result:
+    if result.fun is None and result.status != "nonfinite":
+        result.fun = float(problem.value(result.x))
+        result.counts["values"] = result.counts.get("values", 0) + 1
+    return result

@@ -12,22 +12,53 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fallline.core import autodiff
-from fallline.core.constructors import batch_indices, data_tuple
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
-from fallline.core.keys import Key
+from fallline.core.keys import Key, as_key
 from fallline.core.problem import Problem
+from fallline.core.samples import batch_indices, data_tuple
 from fallline.core.tree import Tree
 
 Loss = Callable[[Any, Tensor], Tensor]
+
+
+def _call(model: nn.Module, x: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+    """The model's outputs at ``x``; of the buffers in ``x`` the model gets copies, for it may write to them."""
+    copied = {name: x[name].detach().clone() for name, _ in model.named_buffers() if name in x}
+    return functional_call(model, {**x, **copied}, arguments)
+
+
+@contextmanager
+def _spare_buffers(model: nn.Module) -> Iterator[None]:
+    """Let the model write to copies of its buffers: putting old numbers back into its own would spoil graphs that saved them."""
+    kept = [(module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and every module back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _sharded(model: nn.Module) -> bool:
@@ -55,21 +86,14 @@ class ModelProblem(Problem):
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Replay the random masks of the first evaluation, and let buffers move only in that one."""
-        buffers = [] if not self._moved else [(b, b.clone()) for b in self.model.buffers()]
-        try:
-            if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
-                self._rng_state = torch.get_rng_state()
+        if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
+            self._rng_state = torch.get_rng_state()
+            yield
+        else:
+            with torch.random.fork_rng(devices=[]), _spare_buffers(self.model) if self._moved else nullcontext():
+                torch.set_rng_state(self._rng_state)
                 yield
-            else:
-                with torch.random.fork_rng(devices=[]):
-                    torch.set_rng_state(self._rng_state)
-                    yield
-            self._moved = True
-        finally:
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):  # writing to one that did not move would spoil a graph that saved it
-                    with torch.no_grad():
-                        buffer.copy_(before)
+        self._moved = True
 
     def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
         arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
@@ -79,7 +103,7 @@ class ModelProblem(Problem):
             if _sharded(self.model):
                 raise MissingOracle("a sharded model can be evaluated only at its own weights: copy the point into the "
                                     "parameters, evaluate, and copy it back")
-            return functional_call(self.model, dict(x), arguments)
+            return _call(self.model, x, arguments)
 
     def _evaluate(self, x: Mapping[str, Tensor] | None) -> Tensor:
         return autodiff.checked_scalar(self.loss_fn(self._forward(x), self.targets), "loss_fn")
@@ -90,7 +114,7 @@ class ModelProblem(Problem):
         for parameter in self.variables.values():
             parameter.grad = None
         with torch.enable_grad():
-            loss = self._evaluate(None)
+            loss = autodiff.differentiable(self._evaluate(None), f"the loss of {self.name!r}")
             loss.backward()
         return loss.detach()
 
@@ -118,7 +142,7 @@ class ModelProblem(Problem):
             raise MissingOracle("exact Hessian-vector products need whole weights, and this model is sharded; "
                                 "difference two gradients instead")
         self.counts.add("hvps")
-        return autodiff.hvp(self._evaluate, self.variables if x is None else x, dict(v))
+        return autodiff.hvp(self._evaluate, self.variables if x is None else x, v, f"the loss of {self.name!r}")
 
     def outputs(self, x: Mapping[str, Tensor] | None = None) -> Any:
         """Return the model's outputs on this batch, with their graph."""
@@ -133,11 +157,12 @@ class ModelProblem(Problem):
             raise MissingOracle("per-sample gradients need whole weights, and this model is sharded")
 
         def one(parameters: Mapping[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
-            return self.loss_fn(functional_call(self.model, dict(parameters), (row.unsqueeze(0),)), target.unsqueeze(0))
+            return self.loss_fn(_call(self.model, parameters, (row.unsqueeze(0),)), target.unsqueeze(0))
 
         point = {n: p.detach() for n, p in (self.variables if x is None else x).items()}
-        return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")(
-            point, self.inputs, self.targets)
+        with self._frozen():
+            return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")(
+                point, self.inputs, self.targets)
 
 
 class Objective:
@@ -177,12 +202,14 @@ class Training(Problem):
     """min over a network's weights of its mean loss on data.
 
     ``x`` is a dict of parameters (and buffers, in solutions) by name. ``draw(key)`` gives a mini-batch as a ``ModelProblem``;
-    ``value`` and ``gradient`` take all training data; ``observe`` evaluates the validation data.
+    ``value`` and ``gradient`` take all training data, under the same random masks at every call; ``observe`` evaluates the validation
+    data. Buffers (batch-norm statistics) move where mini-batches are evaluated in a run, belong to that run, and come with its
+    solution; where ``x`` has none, those of the model given are used. ``parts`` are the losses on single samples.
 
     Parameters
     ----------
     model : nn.Module
-        Never changed: methods train copies of it.
+        Copied, and never changed: methods train copies as well.
     loss_fn : callable ``(outputs, targets) -> 0-d tensor``
         The mean loss over a batch.
     data, validation : pairs of tensors ``(inputs, targets)``
@@ -195,7 +222,7 @@ class Training(Problem):
     def __init__(self, model: nn.Module, loss_fn: Loss, data: Sequence[Tensor], *, validation: Sequence[Tensor] | None = None,
                  batch_size: int | None = None, metrics: Mapping[str, Callable[..., Any]] | None = None, **options: Any) -> None:
         Objective(model, loss_fn)  # the same checks
-        self.model, self.loss_fn, self.metrics = model, loss_fn, dict(metrics or {})
+        self.model, self.loss_fn, self.metrics = copy.deepcopy(model), loss_fn, dict(metrics or {})
         self.data = data_tuple(data)
         self.validation = self.data if validation is None else data_tuple(validation)
         if len(self.data) != 2 or len(self.validation) != 2:
@@ -204,18 +231,40 @@ class Training(Problem):
         if not 1 <= batch_size <= len(self.data[0]):
             raise ValueError(f"batch_size must be between 1 and the {len(self.data[0])} data points, got {batch_size}")
         self.batch_size = batch_size
-        variables = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        whole = lambda x: loss_fn(functional_call(self.model, dict(x), (self.data[0],)), self.data[1])
-        super().__init__(variables, {"value": whole}, **{"kind": "training", "samples": len(self.data[0]), **options})
+        variables = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        self._buffers = sorted({n for n, _ in self.model.named_buffers()} & set(self.model.state_dict()))  # those of solutions
+        n = len(self.data[0])
+        super().__init__(variables, self._whole(), **{"kind": "training", "samples": n, "parts": n, **options})
 
-    def on(self, model: nn.Module) -> Training:
+    def _whole(self) -> dict[str, Callable[..., Any]]:
+        """The oracles of all data."""
+
+        def everything() -> ModelProblem:
+            whole = ModelProblem(self.model, self.loss_fn, *self.data, name=self.name, key=Key().fold("masks"))
+            whole._moved = True  # only mini-batches move buffers
+            return whole
+
+        return {"value": lambda x: everything()._evaluate(x), "per_sample_gradients": lambda x: everything()._per_sample(x)}
+
+    def on(self, model: nn.Module) -> Self:
         """Return this problem over another copy of the model."""
         view = copy.copy(self)
         view.model = model
+        view._oracles = view._whole()
         return view
+
+    def counted(self, counts: Counts) -> Self:
+        """Return a view that counts on ``counts``, over the same parameters and buffers of its own."""
+        return self.on(copy.deepcopy(self.model, {id(p): p for p in self.model.parameters()}))._billed(counts)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        here = dict(self.model.named_buffers())
+        return {name: here[name] for name in self._buffers}
 
     def draw(self, key: Key, size: int | None = None, indices: Tensor | None = None, at: Tree | None = None) -> ModelProblem:
         """Return the loss on a mini-batch, drawn uniformly with replacement, its random masks fixed by ``key``."""
+        key = as_key(key)
         inputs, targets = self.data
         chosen = batch_indices(len(targets), key.fold("batch"), size, indices, self.batch_size).to(targets.device)
         realisation = ModelProblem(self.model, self.loss_fn, inputs[chosen], targets[chosen], name=self.name,
@@ -226,12 +275,8 @@ class Training(Problem):
     @torch.no_grad()
     def observe(self, x: Tree) -> dict[str, float]:
         """Return the validation loss and metrics at ``x``, in evaluation mode; nothing is counted."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            outputs = functional_call(self.model, dict(x), (self.validation[0],))
-        finally:
-            self.model.train(was_training)
+        with _evaluating(self.model):
+            outputs = _call(self.model, x, (self.validation[0],))
         figures = {"loss": float(self.loss_fn(outputs, self.validation[1]))}
         return figures | {name: float(metric(outputs, self.validation[1])) for name, metric in self.metrics.items()}
 

@@ -2,22 +2,25 @@
 
 A *problem* is a point to start from, a set of named oracles that say something about the objective, facts that are known of it
 (``L``, ``mu``, ``best_value`` …), and possibly random data. Every oracle call is counted under an open name. What a constructor
-does not give, autograd derives from ``value``.
+does not give is derived: by autograd from ``value``; or, where ``gradient`` is given and ``value`` may be no torch function,
+curvature by differences of gradients, which are what is then counted.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from fallline.core import autodiff, tree
+from fallline.core import autodiff, differences, tree
+from fallline.core.bound import Bound
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
-from fallline.core.keys import Key
+from fallline.core.keys import Key, as_key
+from fallline.core.samples import Parts, check_size
 from fallline.core.tree import Tree
 
 REMEDIES = {
@@ -63,12 +66,17 @@ class Problem:
         Makes realisations; without one the problem is deterministic and ``draw`` returns it unchanged.
     children : mapping of str to Problem
         Sub-problems by name, reached as attributes (``problem.lower``).
-    parts : sequence of Problem
-        Weighted sub-problems of a sum: samples, clients, tasks.
+    parts : sequence of Problem, or int
+        Weighted sub-problems of a sum: samples, clients, tasks. Asked as ``problem.parts[i]``, each with its ``weight``; their weighted
+        values sum to the value. A number n stands for n data points of weight 1/n, which ``draw`` takes by ``indices``.
+    weight : float, default 1
+        This problem's weight as a part.
     samples : int
         How many data points one gradient looks at (counted as ``samples``).
     observer : callable ``(problem, x) -> dict`` of floats, optional
         What ``observe`` reports; by default the value, and its distance to ``facts["best_value"]``.
+    metric : str, optional
+        The observed figure by which answers are judged, smaller being better.
     given : mapping of str to object
         What the constructor was given that methods may want as it is (``problem.term``, ``problem.b``).
     budget : Budget, optional
@@ -86,12 +94,15 @@ class Problem:
         differentiable: bool = True,
         sampler: Callable[..., Problem] | None = None,
         children: Mapping[str, Problem] | None = None,
-        parts: Sequence[Problem] = (),
+        parts: Sequence[Problem] | int = (),
+        weight: float = 1.0,
         samples: int = 0,
         observer: Callable[[Problem, Tree], dict[str, float]] | None = None,
+        metric: str | None = None,
         given: Mapping[str, Any] | None = None,
         budget: Any = None,
     ) -> None:
+        tree.check_variables(x0, "x0")
         if tree.size(x0) == 0:
             raise ValueError("x0 must hold at least one number, got an empty point")
         self.x0 = x0
@@ -99,9 +110,11 @@ class Problem:
         self.name = name or kind
         self.facts = dict(facts or {})
         self.counts = Counts()
-        self.parts = parts
+        self.weight = weight
+        self.metric = metric
         self.budget = budget
         self.samples = samples
+        self._parts = parts
         self._oracles = dict(oracles)
         self._derives = differentiable and "value" in self._oracles
         self._sampler = sampler
@@ -161,7 +174,7 @@ class Problem:
 
     def _given_gradient(self, x: Tree, wrt: int | str | None) -> Tree:
         self._count_gradient()
-        gradient = self._oracles["gradient"](x)
+        gradient = tree.aligned(self._oracles["gradient"](x), x, f"the gradient of {self.name!r}")
         return gradient if wrt is None else gradient[wrt]
 
     def _count_gradient(self) -> None:
@@ -172,23 +185,33 @@ class Problem:
     def hvp(self, x: Tree, v: Tree) -> Tree:
         """Return the Hessian-vector product ``∇²f(x) v``."""
         self.require("hvp")
-        self.counts.add("hvps")
         given = self._oracles.get("hvp")
-        return given(x, v) if given else autodiff.hvp(self._oracles["value"], x, v)
+        if given is None and "gradient" in self._oracles:
+            return differences.hvp(self.gradient, x, v)
+        self.counts.add("hvps")
+        name = f"the objective of {self.name!r}"
+        return tree.aligned(given(x, v), x, f"the hvp of {self.name!r}") if given else \
+            autodiff.hvp(self._oracles["value"], x, v, name)
 
     def jvp(self, x: Tree, v: Tree) -> tuple[Tensor, Tensor]:
-        """Return ``f(x)`` and the directional derivative ``⟨∇f(x), v⟩`` by forward mode."""
+        """Return ``f(x)`` and the directional derivative ``⟨∇f(x), v⟩``, by forward mode or from the gradient given."""
         self.require("jvp")
-        self.counts.add("jvps")
         given = self._oracles.get("jvp")
-        return given(x, v) if given else autodiff.jvp(self._oracles["value"], x, v)
+        if given is None and "gradient" in self._oracles:
+            return self.value(x), tree.dot(self.gradient(x), v)
+        self.counts.add("jvps")
+        return given(x, v) if given else autodiff.jvp(self._oracles["value"], x, v, f"the objective of {self.name!r}")
 
     def hessian(self, x: Tree) -> Tensor:
         """Return the dense Hessian of the flattened variables, shape ``(n, n)``."""
         self.require("hessian")
-        self.counts.add("hessians")
         given = self._oracles.get("hessian")
-        return given(x) if given else autodiff.hessian(self._oracles["value"], x)
+        if given is None and "gradient" in self._oracles:
+            return differences.hessian(lambda v: self.hvp(x, v), x)
+        self.counts.add("hessians")
+        if given is None:
+            return autodiff.hessian(self._oracles["value"], x, f"the objective of {self.name!r}")
+        return tree.aligned(given(x), torch.empty(tree.size(x), tree.size(x), device="meta"), f"the Hessian of {self.name!r}")
 
     def values(self, points: Tensor) -> Tensor:
         """Return ``f`` at each row of ``points`` (n, d), shape ``(n,)``; counted as n values."""
@@ -241,22 +264,38 @@ class Problem:
             Which sample: the same key gives the same one.
         size : int, optional
             How many data points; by default the problem's own batch size.
-        indices : tensor of int, optional
+        indices : 1-D tensor or list of int, optional
             Which data points, instead of random ones.
         at : tree, optional
             The point that the sample's law depends on, where it does.
         """
         if self._sampler is None:
             return self
-        if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        return self._sampler(self, key, size, indices, at)._billed(self.counts)
+        check_size(size)
+        return self._sampler(self, as_key(key), size, indices, at)._billed(self.counts)
 
-    def counted(self, counts: Counts) -> Problem:
+    @property
+    def parts(self) -> Sequence[Problem]:
+        """The weighted sub-problems of a sum."""
+        return Parts(self, self._parts if isinstance(self._parts, int) else len(self._parts))
+
+    def _part(self, index: int) -> Problem:
+        if not isinstance(self._parts, int):
+            return self._parts[index].counted(self.counts)
+        part = self.draw(Key(), indices=torch.tensor([index]))
+        part.weight = 1 / self._parts
+        return part
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What evaluations move beside the variables (batch-norm statistics): a run keeps its own and adds them to its solution."""
+        return {}
+
+    def counted(self, counts: Counts) -> Self:
         """Return a view of this problem that counts on ``counts``."""
         return copy.copy(self)._billed(counts)
 
-    def _billed(self, counts: Counts) -> Problem:
+    def _billed(self, counts: Counts) -> Self:
         self.counts = counts
         self._children = {name: child.counted(counts) for name, child in self._children.items()}
         return self
@@ -279,40 +318,3 @@ class Problem:
     def __repr__(self) -> str:
         offers = sorted({*self._oracles, *(DERIVED if self._derives else ()), *self._children})
         return f"<{self.kind} problem {self.name!r}: {tree.size(self.x0):,} variables; offers {', '.join(offers)}>"
-
-
-class Bound:
-    """A problem at given leaf tensors: a torch closure that can also be asked for more than a gradient."""
-
-    def __init__(self, problem: Problem, variables: Tree) -> None:
-        self.problem = problem
-        self._point = variables
-        self.variables = {str(i): leaf for i, leaf in enumerate(tree.leaves(variables))}
-
-    def _at(self, x: Mapping[str, Tensor] | None) -> Tree:
-        if x is None:
-            return self._point
-        given: Iterator[Tensor] = iter(x.values())
-        return tree.map(lambda _: next(given), self._point)
-
-    def _named(self, point: Tree) -> dict[str, Tensor]:
-        return dict(zip(self.variables, tree.leaves(point), strict=True))
-
-    def __call__(self) -> Tensor:
-        """Evaluate, put the gradient into ``.grad`` of the variables, return the value."""
-        value, gradient = self.problem.value_and_gradient(self._point)
-        for variable, g in zip(self.variables.values(), tree.leaves(gradient), strict=True):
-            variable.grad = g
-        return value
-
-    def value(self, x: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the objective at ``x``, by default at the bound variables."""
-        return self.problem.value(self._at(x))
-
-    def gradient(self, x: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the gradient by name."""
-        return self._named(self.problem.gradient(self._at(x)))
-
-    def hvp(self, x: Mapping[str, Tensor] | None, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the Hessian-vector product by name."""
-        return self._named(self.problem.hvp(self._at(x), self._at(v)))

@@ -8,6 +8,9 @@ from typing import Any
 from fallline.core import tree
 from fallline.core.tree import Tree
 
+SHOWN = ("observed_loss", "observed_gap", "observed_residual_norm", "observed_upper", "observed_value", "gap", "value",
+         "batch_loss")
+
 
 @dataclass(repr=False)
 class Result:
@@ -18,7 +21,7 @@ class Result:
     x : tree
         The solution.
     fun, gap : float or None
-        The last objective value and gap that the method reported.
+        The objective at ``x`` and the gap as the method reported them; None where it does not know them.
     status : str
         "converged" (the gap is within ``tol``, or the method says so), "budget", "stopped" (by a callback), "interrupted",
         "nonfinite", "failed".
@@ -31,7 +34,8 @@ class Result:
     seconds : float
         Time in the method and the oracles.
     trace : list of dict
-        Rows over the run: step, seconds, value, gap, the counts, and what was observed.
+        Rows over the run: step, seconds, the counts, what the method reported (``value``, ``gap``, ``batch_loss``), and what was
+        observed (``observed_value``, ``observed_loss`` …).
     certificate : object
         What the method offers as proof.
     """
@@ -77,7 +81,7 @@ class Result:
         return pandas.DataFrame(self.trace)
 
     def plot(self, x: str = "step", y: str | None = None) -> Any:
-        """Return a plotly figure of the trace: ``y`` (the gap if there is one, else the value) against ``x``.
+        """Return a plotly figure of the trace: ``y`` (what was observed, else the gap, else the value) against ``x``.
 
         ``x`` and ``y`` are columns of the trace; a column that is positive throughout is drawn on a logarithmic axis.
         """
@@ -85,7 +89,7 @@ class Result:
 
         columns = {name for row in self.trace for name in row}
         if y is None:
-            y = next((name for name in ("gap", "value", "loss") if name in columns), "value")
+            y = next((name for name in SHOWN if name in columns), "value")
         for axis, name in (("x", x), ("y", y)):
             if name not in columns:
                 raise ValueError(f"{axis} must be a column of the trace, got {name!r}; there are {sorted(columns)}")

@@ -1,7 +1,8 @@
 """A vector space over nested tensors.
 
 A *tree* is one tensor, or a dict, list or tuple of trees. The functions here treat it as one vector:
-``dot(a, b) = Σ_leaf Σ_i a_i b_i``, ``norm(a) = √dot(a, a)``, ``axpy(α, x, y) = αx + y``.
+``dot(a, b) = Σ_leaf Σ_i conj(a_i) b_i``, ``norm(a) = √dot(a, a)``, ``axpy(α, x, y) = αx + y``. Trees are combined by the names and
+positions of their children; the order in which a dict was filled is that of the first tree.
 """
 
 from __future__ import annotations
@@ -33,16 +34,51 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, dict):
         return {name: map(function, child, *(other[name] for other in others)) for name, child in tree.items()}
     if isinstance(tree, list | tuple):
-        children = [map(function, child, *(other[i] for other in others)) for i, child in enumerate(tree)]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*children)
-        return type(tree)(children)
+        return _sequence([map(function, child, *(other[i] for other in others)) for i, child in enumerate(tree)], tree)
     raise TypeError(f"a tree holds tensors, dicts, lists and tuples; got {type(tree).__name__}")
 
 
+def aligned(a: Tree, like: Tree, name: str) -> Tree:
+    """Return ``a`` with the containers and the order of ``like``, or raise where its structure or a shape differs.
+
+    ``name`` is what the error calls ``a``.
+    """
+    if isinstance(like, Tensor):
+        if not isinstance(a, Tensor) or a.shape != like.shape:
+            found = f"shape {tuple(a.shape)}" if isinstance(a, Tensor) else f"a {type(a).__name__}"
+            raise ValueError(f"{name} must be a tensor of shape {tuple(like.shape)}, got {found}")
+        return a
+    names: Any = like.keys() if isinstance(like, dict) else range(len(like))
+    held: Any = a.keys() if isinstance(a, dict) else range(len(a)) if isinstance(a, list | tuple) else ()
+    if isinstance(a, dict) != isinstance(like, dict) or set(held) != set(names):
+        found = f"a {type(a).__name__}" + (f" of {list(held)}" if held else "")
+        raise ValueError(f"{name} must be a {type(like).__name__} of {list(names)}, got {found}")
+    ordered = [aligned(a[each], like[each], f"{name}[{each!r}]") for each in names]
+    return dict(zip(names, ordered, strict=True)) if isinstance(like, dict) else _sequence(ordered, like)
+
+
+def check_variables(a: Tree, name: str) -> None:
+    """Raise unless ``a`` is a tree of floating-point (or complex) tensors; ``name`` is what the error calls it."""
+    if isinstance(a, Tensor):
+        if not (a.is_floating_point() or a.is_complex()):
+            raise TypeError(f"{name} must be floating point, got {a.dtype}; .double() converts it")
+    elif isinstance(a, dict | list | tuple):
+        for key, child in a.items() if isinstance(a, dict) else enumerate(a):
+            check_variables(child, f"{name}[{key!r}]")
+    else:
+        raise TypeError(f"{name} must be a tensor, or a dict, list or tuple of tensors, got a {type(a).__name__}; "
+                        "torch.as_tensor(value, dtype=torch.float64) makes a tensor")
+
+
+def _sequence(children: list[Any], like: Any) -> Any:
+    return type(like)(*children) if hasattr(like, "_fields") else type(like)(children)
+
+
 def dot(a: Tree, b: Tree) -> Tensor:
-    """Return ``⟨a, b⟩`` as a 0-d tensor."""
-    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(leaves(a), leaves(b), strict=True)]
+    """Return ``⟨a, b⟩``, conjugate in ``a``, as a 0-d tensor."""
+    products = leaves(map(lambda x, y: torch.vdot(x.reshape(-1), y.reshape(-1)), a, b))
+    if len(products) != len(leaves(b)):
+        raise ValueError(f"a and b must have the same leaves, got {len(products)} and {len(leaves(b))} tensors")
     return products[0] if len(products) == 1 else torch.stack(products).sum()
 
 
@@ -76,8 +112,8 @@ def scale(alpha: float | Tensor, a: Tree) -> Tree:
 
 def gram(vectors: Sequence[Tree]) -> Tensor:
     """Return the matrix of inner products ``G_ij = ⟨v_i, v_j⟩``."""
-    stacked = torch.stack([flatten(v) for v in vectors])
-    return stacked @ stacked.T
+    stacked = torch.stack([flatten(map(lambda _, leaf: leaf, vectors[0], v)) for v in vectors])
+    return stacked.conj() @ stacked.T
 
 
 def zeros_like(a: Tree) -> Tree:

@@ -1,7 +1,7 @@
 """PowerSGD: data-parallel training that sends low-rank gradients and remembers what it left out.
 
     M_w = G_w + E_w;   M̂ = rank-r approximation of mean_w M_w by one shared power iteration;   E_w ← M_w − M̂
-    v ← λ v + M̂;   x ← x − γ (M̂ + v)
+    u = M̂ + ω x;   v ← λ v + u;   x ← x − γ (u + v)
 
 A tensor is a matrix of its first dimension against the rest; vectors are averaged as they are. r(n + m) numbers are sent for nm.
 
@@ -41,22 +41,29 @@ class LowRankAggregator:
         Rounds averaged uncompressed first.
     key : Key or int, default 0
         Of the random bases; must be the same on every worker.
+    process_group : torch.distributed process group, optional
+        Over which ``powersgd_hook`` averages: the one given to ``DistributedDataParallel``; the default group if None.
 
     Notes
     -----
-    ``aggregate`` knows the tensors by the order they come in, or by ``names``. ``state_dict`` holds errors, bases and the round; each
-    worker must save its own.
+    ``aggregate`` knows the tensors by the order they come in, or by ``names``. ``state_dict`` holds errors, bases, the round and what
+    was sent; each worker must save its own. ``floats_sent`` and ``exchanges`` count what one worker contributes to means, and how many
+    means it takes part in: one for all uncompressed tensors, two for all compressed ones, a call of ``aggregate``.
+
+    A zero matrix says nothing of where to look next: columns of its base that come out zero are drawn anew, on every worker alike. A
+    round that is not finite leaves the errors as they were.
     """
 
     def __init__(self, rank: int = 2, warm_start: bool = True, error_feedback: bool = True, start_after: int = 0,
-                 key: Key | int = 0) -> None:
+                 key: Key | int = 0, process_group: Any = None) -> None:
         _check_rank(rank)
-        if start_after < 0:
-            raise ValueError(f"start_after must be at least 0 (uncompressed rounds), got {start_after}")
+        if isinstance(start_after, bool) or not isinstance(start_after, int) or start_after < 0:
+            raise ValueError(f"start_after must be a whole number of at least 0 (uncompressed rounds), got {start_after!r}")
         self.rank, self.warm_start, self.error_feedback, self.start_after = rank, warm_start, error_feedback, start_after
         self.key = as_key(key)
+        self.process_group = process_group
         self.round = 0
-        self.floats_sent = 0
+        self.floats_sent = self.exchanges = 0
         self.errors: dict[str, Tensor] = {}
         self.bases: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -88,19 +95,21 @@ class LowRankAggregator:
         """
         names = [str(i) for i in range(len(gradients))] if names is None else names
         self._check_shapes(names, gradients)
+
+        def counted(stacked: Tensor) -> Tensor:
+            self.exchanges += 1
+            self.floats_sent += stacked[0].numel()
+            return mean(stacked)
+
         compress = self.round >= self.start_after
         chosen = [compress and self._worth_it(g.shape[1:]) for g in gradients]
         matrices = {n: self._with_error(n, g) for n, g, low in zip(names, gradients, chosen, strict=True) if low}
         whole = [g for g, low in zip(gradients, chosen, strict=True) if not low]
         bases = [self._basis(name, m) for name, m in matrices.items()]
-        averaged = iter(mean_together(mean, whole))
-        approximations, rights = low_rank_mean(list(matrices.values()), bases, mean)
-        self.floats_sent += sum(g[0].numel() for g in whole) + sum(p.shape[0] * q.shape[1] + q.numel()
-                                                                   for p, q in zip(approximations, rights, strict=True))
+        averaged = iter(mean_together(counted, whole))
+        approximations, rights = low_rank_mean(list(matrices.values()), bases, counted)
         for (name, matrix), approximation, right in zip(matrices.items(), approximations, rights, strict=True):
-            self.bases[name] = right
-            if self.error_feedback:
-                self.errors[name] = matrix - approximation
+            self._remember(name, matrix, approximation, right)
         self.round += advance
         compressed = iter(approximations)
         return [(next(compressed) if low else next(averaged)).reshape(g.shape[1:])
@@ -117,12 +126,21 @@ class LowRankAggregator:
         return matrix + self.errors[name] if name in self.errors else matrix
 
     def _basis(self, name: str, matrix: Tensor) -> Tensor:
-        if self.warm_start and name in self.bases:
-            return self.bases[name]
+        return self.bases[name] if name in self.bases else self._drawn(name, self.round, matrix)
+
+    def _drawn(self, name: str, round: int, matrix: Tensor) -> Tensor:
         n, m = matrix.shape[1:]
-        key = self.key.fold(name, 0 if self.warm_start else self.round)
-        basis = torch.randn(m, min(self.rank, n, m), dtype=matrix.dtype, generator=key.generator())
-        return basis.to(matrix.device)
+        generator = self.key.fold(name, round).generator(matrix.device)
+        return torch.randn(m, min(self.rank, n, m), dtype=matrix.dtype, device=matrix.device, generator=generator)
+
+    def _remember(self, name: str, matrix: Tensor, approximation: Tensor, right: Tensor) -> None:
+        """Keep the base and the error for the next round; all decisions are tensors, so that the device is not waited for."""
+        if self.warm_start:
+            usable = torch.isfinite(right).all(0) & (right != 0).any(0)
+            self.bases[name] = torch.where(usable, right, self._drawn(name, self.round + 1, matrix))
+        if self.error_feedback:
+            before = self.errors.get(name, matrix.new_zeros(()))
+            self.errors[name] = torch.where(torch.isfinite(right).all(), matrix - approximation, before)
 
     def _check_shapes(self, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
         for name, g in zip(names, gradients, strict=True):
@@ -132,13 +150,13 @@ class LowRankAggregator:
                                  "changed; make a new aggregator for the new parameters")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return errors, bases, shapes and the round."""
-        return {"round": self.round, "floats_sent": self.floats_sent, "errors": dict(self.errors), "bases": dict(self.bases),
-                "shapes": dict(self.shapes)}
+        """Return errors, bases, shapes, the round, and what was sent."""
+        return {"round": self.round, "floats_sent": self.floats_sent, "exchanges": self.exchanges, "errors": dict(self.errors),
+                "bases": dict(self.bases), "shapes": dict(self.shapes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``."""
-        self.round, self.floats_sent = state["round"], state["floats_sent"]
+        self.round, self.floats_sent, self.exchanges = state["round"], state["floats_sent"], state["exchanges"]
         self.errors, self.bases, self.shapes = dict(state["errors"]), dict(state["bases"]), dict(state["shapes"])
 
     def __repr__(self) -> str:
@@ -149,14 +167,15 @@ class LowRankAggregator:
 def powersgd_hook(aggregator: LowRankAggregator, bucket: Any) -> Any:
     """Aggregate one bucket of ``DistributedDataParallel`` at low rank.
 
-    ``model.register_comm_hook(LowRankAggregator(rank=2), powersgd_hook)``. Uses the default process group; the same model and key on
-    every rank.
+    ``model.register_comm_hook(LowRankAggregator(rank=2), powersgd_hook)``; the same model and key on every rank. A model wrapped with
+    ``process_group=g`` needs ``LowRankAggregator(process_group=g)``: a hook is not told the model's group.
     """
-    world = torch.distributed.get_world_size()
+    group = aggregator.process_group
+    world = torch.distributed.get_world_size(group)
 
     def mean(stacked: Tensor) -> Tensor:
         total = stacked[0].clone()
-        torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(total, group=group)
         return total / world
 
     gradients = bucket.gradients()
@@ -183,7 +202,8 @@ def _check_rank(rank: int) -> None:
 class PowerSGD(Method):
     """SGD with momentum over simulated workers that aggregate at low rank; for real processes see ``powersgd_hook``.
 
-    Every step draws one realisation a worker. Counts ``bytes`` (what one worker sends) and ``messages``.
+    Every step draws one realisation a worker, so it costs ``workers`` gradients. ``bytes`` and ``messages`` are one worker's: what it
+    contributes to means, and how many means it takes part in (up to three a step).
 
     Parameters
     ----------
@@ -196,6 +216,8 @@ class PowerSGD(Method):
     warm_start, error_feedback : bool, default True
     start_after : int, default 0
         As in ``LowRankAggregator``.
+    weight_decay : float, default 0
+        ω: adds ω x to what was aggregated, outside compression.
     """
 
     lr: float = 0.1
@@ -205,13 +227,15 @@ class PowerSGD(Method):
     warm_start: bool = True
     error_feedback: bool = True
     start_after: int = 0
+    weight_decay: float = 0.0
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 1.0)}
 
     def __post_init__(self) -> None:
-        _check_rank(self.rank)
-        if not 0 <= self.lr < float("inf"):
-            raise ValueError(f"lr must be a finite number of at least 0, got {self.lr!r}")
+        self._aggregator(Key())  # its checks
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
@@ -222,7 +246,7 @@ class PowerSGD(Method):
 
     def init(self, problem: Problem, key: Key) -> State:
         x = tree.clone(problem.x0)
-        return {"x": x, "velocity": tree.zeros_like(x), "t": 0, "key": key, "value": None,
+        return {"x": x, "velocity": tree.zeros_like(x), "t": 0, "key": key, "loss": None,
                 "aggregator": self._aggregator(key).state_dict()}
 
     def step(self, problem: Problem, state: State) -> State:
@@ -231,17 +255,17 @@ class PowerSGD(Method):
         key, x = state["key"].fold(state["t"]), state["x"]
         answers = [problem.draw(key.fold("worker", w)).value_and_gradient(x) for w in range(self.workers)]
         stacked = [torch.stack(leaf) for leaf in zip(*(tree.leaves(g) for _, g in answers), strict=True)]
-        before = aggregator.floats_sent
+        floats, exchanges = aggregator.floats_sent, aggregator.exchanges
         flat = iter(aggregator.aggregate(stacked, lambda t: t.mean(0)))
-        update = tree.map(lambda _: next(flat), x)
+        update = tree.axpy(self.weight_decay, x, tree.map(lambda _: next(flat), x))
         size = tree.leaves(x)[0].element_size()
-        problem.counts.add("bytes", size * (aggregator.floats_sent - before))
-        problem.counts.add("messages", self.workers)
+        problem.counts.add("bytes", size * (aggregator.floats_sent - floats))
+        problem.counts.add("messages", aggregator.exchanges - exchanges)
         velocity = tree.axpy(self.momentum, state["velocity"], update)
         moved = tree.axpy(-self.lr, tree.add(update, velocity), x)
-        value = torch.stack([v for v, _ in answers]).mean()
-        return {**state, "x": moved, "velocity": velocity, "t": state["t"] + 1, "value": value,
+        loss = torch.stack([value for value, _ in answers]).mean()
+        return {**state, "x": moved, "velocity": velocity, "t": state["t"] + 1, "loss": loss,
                 "aggregator": aggregator.state_dict()}
 
     def report(self, problem: Problem, state: State) -> Report:
-        return Report(state["x"], value=state["value"])
+        return Report(state["x"], batch_loss=state["loss"])

@@ -3,14 +3,8 @@
 Diagnostics are plain functions of a problem and a point; they change neither.
 """
 
-from fallline.landscape.hessian_spectrum import (
-    Segment,
-    Spectrum,
-    SpectrumSummary,
-    gauss_newton_spectrum,
-    hessian_spectrum,
-    same_basin,
-    spectrum_summary,
-)
+from fallline.landscape.basin import Segment, same_basin
+from fallline.landscape.hessian_spectrum import gauss_newton_spectrum, hessian_spectrum
+from fallline.landscape.spectrum import Spectrum, SpectrumSummary, spectrum_summary
 
 __all__ = ["Segment", "Spectrum", "SpectrumSummary", "gauss_newton_spectrum", "hessian_spectrum", "same_basin", "spectrum_summary"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fallline.core.budget import Budget
 from fallline.core.constructors import Smooth
+from fallline.core.keys import Key
 from fallline.core.problem import Problem
 from fallline.problems.extras import data_package
 
@@ -25,10 +26,21 @@ CUTEST: dict[str, float | None] = {
 
 
 def cutest(name: str) -> Callable[..., Problem]:
-    """Return the function ``seed -> Problem`` of one CUTEst problem; float64, its own start whatever the seed, 500 steps."""
+    """Return the function ``seed -> Problem`` of one CUTEst problem; float64, 500 steps.
+
+    Starts where the collection says; seeds other than 0 move every coordinate of the start by about a tenth of itself (of 1 where it
+    is 0).
+    """
     if name.upper() not in CUTEST:
         raise ValueError(f"name must be one of {', '.join(CUTEST)}, got {name!r}")
     return functools.partial(_load, name.upper())
+
+
+def _moved(start: Tensor, seed: int) -> Tensor:
+    if not seed:
+        return start
+    normal = torch.randn(start.shape, dtype=start.dtype, generator=Key(seed).fold("cutest").generator())
+    return start + 0.1 * torch.where(start == 0, 1.0, start.abs()) * normal
 
 
 def _load(name: str, seed: int = 0) -> Problem:
@@ -44,7 +56,7 @@ def _load(name: str, seed: int = 0) -> Problem:
     best = CUTEST[name]
     return Smooth(
         lambda x: tensor(source.fun(x.detach().numpy())),
-        tensor(source.x0),
+        _moved(tensor(source.x0), seed),
         gradient=lambda x: tensor(source.grad(x.detach().numpy())),
         hessian=hessian,
         hvp=lambda x, v: hessian(x) @ v,

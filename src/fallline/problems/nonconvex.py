@@ -52,4 +52,4 @@ def matrix_sensing(seed: int = 0, n: int = 20, rank: int = 2, measurements: int 
 
     start = {"u": 0.1 * normal(n, rank), "v": 0.1 * normal(n, rank)}
     return FiniteSum(value, (sensors, answers), start, batch_size=20, name="matrix-sensing", facts={"best_value": 0.0},
-                     observer=observer, budget=Budget(steps=2_000))
+                     observer=observer, metric="relative_error", budget=Budget(steps=2_000))

@@ -32,7 +32,7 @@ from fallline.core.space import LogUniform, Range
 KINDS = ("smooth", "finite-sum", "training")
 # With regularisation dominating, ‖g⁺‖ ≤ 2λ‖s‖ and the decrease is at least λ‖s‖²/2, so this share of ‖g⁺‖^{3/2}/√M is certain.
 SUFFICIENT = 1 / 8
-LARGEST_M = 1e30
+SMALLEST_M, LARGEST_M = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class _Lazy(Method):
                      "anchor_gradient": state["gradient"], "anchor_value": state["value"], "k": 0, "progress": 0.0}
         basis = state["eigenvectors"]
         coefficients = basis.T @ tree.flatten(state["gradient"]).to(basis.dtype)
+        if not torch.isfinite(coefficients).all():
+            raise NonFiniteError("the gradient has NaN or infinite entries")
         displacement = self._displacement(state["eigenvalues"], coefficients, state["M"])
         if displacement is None:
             return {**state, "failure": f"the Hessian has the eigenvalue {float(state['eigenvalues'][0]):.3g} < 0 and the "
@@ -88,11 +90,9 @@ class _Lazy(Method):
         broken = not (math.isfinite(norm) and math.isfinite(float(state["value"])))
         if not broken and state["k"] < self._length(state):
             return state
-        start = float(state["anchor_value"])
-        # Differences of f below its rounding error say nothing; close to the solution they must not reject a phase.
-        noise = 16 * torch.finfo(state["eigenvalues"].dtype).eps * max(1.0, abs(start))
-        if not broken and start - float(state["value"]) >= SUFFICIENT * progress / math.sqrt(state["M"]) - noise:
-            return self._phase_ended({**state, "M": state["M"] / 2})
+        decrease = float(state["anchor_value"]) - float(state["value"])
+        if not broken and decrease >= SUFFICIENT * progress / math.sqrt(state["M"]) - _noise(state):
+            return self._phase_ended({**state, "M": max(state["M"] / 2, SMALLEST_M)})
         if state["M"] > LARGEST_M:
             return {**state, "failure": "no M gives a sufficient decrease: is the gradient that of the objective?"}
         return {**state, "x": state["anchor"], "value": state["anchor_value"], "gradient": state["anchor_gradient"],
@@ -107,10 +107,19 @@ class _Lazy(Method):
         return tree.size(state["x"]) if self.period == "d" else int(self.period)
 
     def report(self, problem: Problem, state: State) -> Report:
-        report = Report(state["x"], value=state["value"], gap=tree.norm(state["gradient"]))
+        # A phase that has not ended may yet be taken back, and its steps need not have gone down.
+        back = self.adaptive and float(state["anchor_value"]) < float(state["value"]) - _noise(state)
+        names = ("anchor", "anchor_value", "anchor_gradient") if back else ("x", "value", "gradient")
+        x, value, gradient = (state[name] for name in names)
+        report = Report(x, value=value, gap=tree.norm(gradient))
         if state["failure"]:
             report.status, report.message = "failed", state["failure"]
         return report
+
+
+def _noise(state: State) -> float:
+    """The rounding error of f, below which differences of f say nothing: close to the solution they must decide nothing."""
+    return 16 * torch.finfo(state["value"].dtype).eps * max(1.0, abs(float(state["anchor_value"])))
 
 
 def _finite(hessian: Tensor) -> Tensor:
@@ -137,7 +146,8 @@ class LazyNewton(_Lazy):
     Notes
     -----
     Reports the gradient norm as the gap. Memory O(d²). Works in the dtype of ``x0``: use float64 for digits. Where the quadratic
-    model has no minimum the run ends as "failed" and names ``LazyCubicNewton``.
+    model has no minimum the run ends as "failed" and names ``LazyCubicNewton``. An adaptive run within a phase reports the phase's
+    start while that is lower.
     """
 
     def _displacement(self, eigenvalues: Tensor, coefficients: Tensor, M: float) -> Tensor | None:

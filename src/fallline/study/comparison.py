@@ -1,7 +1,8 @@
 """Comparison: who came out ahead, by how much, against which spread; and whether that may be said at all.
 
 Sides are ranked by the median of their metric over fresh seeds. A winner is named only when its spread (range below five seeds,
-quartiles from five on) lies apart from every other side's; one seed has no spread and names none.
+quartiles from five on) lies apart from every other side's; one seed has no spread and names none. Runs that are the same at every
+seed, of a method and a problem without randomness, are one seed.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from fallline.study.settings import Contender
 from fallline.study.sources import ProblemSpec, StudyError, problem_spec
 from fallline.study.spread import Spread, spread
 from fallline.study.storage import Storage
+from fallline.study.trial import ORACLES
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+SAME = 1.05
+"""Sides whose spending differs by less than this factor have spent the same: the last step of a run may overshoot."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Row:
     errors: tuple[str, ...]
     seconds: float
     counts: Mapping[str, float]
+    different: int
+    """How many of the runs at fresh seeds differ from each other."""
 
 
 def _row(rank: int, side: Side) -> Row:
@@ -60,6 +67,7 @@ def _row(rank: int, side: Side) -> Row:
         errors=tuple(dict.fromkeys(r.message.strip().splitlines()[-1] for r in everything if r.status == "error")),
         seconds=spread([record.seconds for record in records]).median,
         counts={name: spread([record.counts.get(name, 0) for record in records]).median for name in sorted(names)},
+        different=len({(r.status, r.value, r.start, *r.curve.get("value", ())) for r in records}),
     )
 
 
@@ -98,13 +106,28 @@ class Comparison:
     def winner(self) -> str | None:
         """The one method whose spread lies apart from every other's; none otherwise."""
         leaders = self.leaders
-        alone = len(leaders) == 1 and len(self.leaderboard) > 1 and self.table.seeds > 1
+        alone = len(leaders) == 1 and len(self.leaderboard) > 1 and self.table.seeds > 1 and not self.repeated
         return leaders[0].method if alone else None
 
     @property
+    def repeated(self) -> list[str]:
+        """The methods that finished and whose runs at all seeds are one and the same run."""
+        return [row.method for row in self.leaderboard if row.different == 1 and math.isfinite(row.spread.median)]
+
+    @property
+    def spending(self) -> str:
+        """What the sides' spending is shown in: samples where all count them, else oracle calls."""
+        counts = [row.counts for row in self.leaderboard if row.counts]
+        return "samples" if counts and all(found.get("samples") for found in counts) else "oracle calls"
+
+    def spent(self, row: Row) -> float:
+        """How much of ``spending`` a run of this side took, the median over fresh seeds."""
+        return row.counts.get("samples", 0) if self.spending == "samples" else sum(row.counts.get(name, 0) for name in ORACLES)
+
+    @property
     def headline(self) -> str:
-        """`outcome` and `terms`."""
-        return f"{self.outcome} {self.terms}"
+        """`outcome`, `terms` and `unequal`."""
+        return " ".join(filter(None, (self.outcome, self.terms, self.unequal)))
 
     @property
     def outcome(self) -> str:
@@ -123,6 +146,9 @@ class Comparison:
             figures = ", ".join(f"{row.method} {quantity(row.spread)}" for row in leaders[:4])
             return f"No clear winner between {names}: their spreads overlap ({metric}: {figures})."
         second = rows[1]
+        if self.repeated:
+            lowest = f"{best.method} has the lowest {metric}, {short(best.spread.median)}"
+            return f"{lowest}; every seed gave {' and '.join(self.repeated)} the same run, which is one seed: no winner can be named."
         if not math.isfinite(second.spread.median):
             return f"{best.method} alone finished: {metric} {quantity(best.spread)}; every other method diverged or failed."
         return (
@@ -138,6 +164,17 @@ class Comparison:
         tuned = any(side.tuning for side in table.sides)
         effort = f"tuned with {table.tune} settings" if tuned else "run at its own settings"
         return f"Each method was {effort} and then run at {table.seeds} fresh seed{'s' * (table.seeds > 1)} of {limits} each."
+
+    @property
+    def unequal(self) -> str:
+        """What to know when the same budget let sides spend different amounts; empty when they spent the same."""
+        spent = {row.method: self.spent(row) for row in self.leaderboard if math.isfinite(row.spread.median)}
+        most, least = max(spent.values(), default=0), min(spent.values(), default=0)
+        if most <= SAME * least:
+            return ""
+        given = f"{max(spent, key=spent.__getitem__)} {most:,.0f}, {min(spent, key=spent.__getitem__)} {least:,.0f}"
+        remedy = "of samples makes them equal" if self.spending == "samples" else "of gradients or seconds may be fairer"
+        return f"They spent different amounts of {self.spending} a run ({given}); a budget {remedy}."
 
     @property
     def errors(self) -> dict[str, tuple[str, ...]]:
@@ -172,6 +209,7 @@ class Comparison:
                 self.table.metric: record.value,
                 "steps": record.steps,
                 "seconds": record.seconds,
+                **record.counts,
                 **record.hyperparameters,
             }
             for record, stage in stages

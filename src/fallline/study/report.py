@@ -122,7 +122,7 @@ def _leaderboard(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _leaderboard_row(row: Row, index: int, axis: Any, leads: bool) -> dict[str, Any]:
-    calls = ", ".join(f"{count:,.0f} {name}" for name, count in row.counts.items() if name != "samples")
+    calls = ", ".join(f"{count:,.0f} {name}" for name, count in row.counts.items())
     return {
         "row": row,
         "leads": leads,
@@ -165,6 +165,7 @@ def render(comparison: Comparison) -> str:
         metric=comparison.table.metric,
         verdict=comparison.outcome,
         given=comparison.terms,
+        unequal=comparison.unequal,
         rows=_leaderboard(comparison),
         kind=comparison.leaderboard[0].spread.kind,
         table=comparison.table,

@@ -6,6 +6,7 @@ A side with nothing to tune goes straight to the fresh seeds.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from fallline.study.settings import Contender, Trial, checked_budget, contender
 from fallline.study.sources import ProblemSpec, StudyError, problem_spec
 from fallline.study.spread import spread
 from fallline.study.storage import Storage, open_storage
-from fallline.study.trial import Record, execute, failed, pick_metric
+from fallline.study.trial import COUNTED, Record, counted_at_first, execute, failed, pick_metric
 
 Plan = Generator[list[Trial], list[Record], "Side"]
 
@@ -223,16 +224,17 @@ def runs(
     StudyError, UnknownName, MissingOracle, WrongProblem
         Before the first trial, when a name, the budget, the storage or a method does not fit.
     """
-    for name, value, least in (("tune", tune, 0), ("seeds", seeds, 1), ("tuning_seeds", tuning_seeds, 1)):
-        if value < least:
-            raise StudyError(f"{name} must be at least {least}, got {value}")
+    for name, number, least in (("tune", tune, 0), ("seeds", seeds, 1), ("tuning_seeds", tuning_seeds, 1), ("workers", workers, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise StudyError(f"{name} must be a whole number of at least {least}, got {number!r}")
     spec, sides = problem_spec(problem), _contenders(methods)
     example = spec(seed)
     limits = checked_budget(budget, example).limits
     for side in sides:
         _checked(side, probe(side, seed), example)
-    chosen = pick_metric(example.observe(example.x0), metric)
+    chosen = pick_metric(example.observe(example.x0), metric or example.metric)
     terms = _Terms(spec, limits, tune, tuning_seeds, seeds, seed, chosen)
+    _counted(sides, terms)
     opened = open_storage(storage)
     if watcher:
         watcher.start({side.title: _planned(side, terms) for side in sides})
@@ -260,6 +262,19 @@ def _checked(side: Contender, setting: Mapping[str, Any], problem: Problem) -> N
         given = {**side.fixed, **setting}
         raise StudyError(f"method {side.title!r} cannot be made with {given}: {error}; mend its fixed= or space=") from error
     method.check(problem)
+
+
+def _counted(sides: Sequence[Contender], terms: _Terms) -> None:
+    """Refuse a budget of something that nothing here counts."""
+    unknown = set(terms.limits) - {"steps", "seconds", *COUNTED}
+    if not unknown:
+        return
+    found = set().union(*(counted_at_first(terms.trial(side, probe(side, terms.seed), terms.seed)) for side in sides))
+    for name in sorted(unknown - found):
+        near = difflib.get_close_matches(name, ["steps", "seconds", *COUNTED, *found], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise StudyError(f"budget {name!r} is counted by no method here; {hint}give steps, seconds, or something counted: "
+                         f"{', '.join(sorted({*COUNTED, *found}))}")
 
 
 def probe(side: Contender, seed: int) -> Mapping[str, Any]:

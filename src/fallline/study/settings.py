@@ -1,7 +1,7 @@
 """What is compared, as plain data: contenders, budgets and trials.
 
 A *trial* is one method with one setting of its hyperparameters on one problem, one budget, one seed. Its identity is a hash
-of those inputs and of the library's version, so that a stored trial is found again whoever asks for it, and never run twice.
+of those inputs, of the side's label and of the library's version, so that a stored trial is found again and never run twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fallline.core.budget import Budget
 from fallline.core.method import Method, Train
 from fallline.core.problem import Problem
 from fallline.core.space import Range
-from fallline.study.sources import ProblemSpec, StudyError, digest
+from fallline.study.identity import digest, fingerprint
+from fallline.study.sources import ProblemSpec, StudyError
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,8 @@ class Contender:
 
     @property
     def identity(self) -> str:
-        """The method as text."""
-        if self.factory is None:
-            return self.name
-        return f"{self.factory.__module__}:{getattr(self.factory, '__qualname__', repr(self.factory))}"
+        """The method as text: its registered name, or a hash of the factory's code and of what it holds."""
+        return self.name if self.factory is None else fingerprint(self.factory)
 
 
 def contender(method: str | Contender | type) -> Contender:
@@ -94,6 +93,8 @@ def contender(method: str | Contender | type) -> Contender:
 
 def checked_budget(budget: Budget | None, problem: Problem) -> Budget:
     """The budget given, or the problem's own; refused when there is neither."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise StudyError(f"budget must be a Budget, got {budget!r}; give Budget(steps=500), or another limit by its name")
     chosen: Budget | None = budget if budget is not None else problem.budget
     if chosen is None:
         raise StudyError(f"problem {problem.name!r} has no budget of its own; give Budget(steps=500), or --budget steps=500")
@@ -119,8 +120,8 @@ class Trial:
     @property
     def id(self) -> str:
         """Hash of the inputs: two trials with one id are the same run."""
-        given = {name: repr(value) for name, value in self.hyperparameters.items()}
-        inputs = [self.problem.name, self.problem.identity, self.contender.identity, given]
+        given = {name: fingerprint(value) for name, value in self.hyperparameters.items()}
+        inputs = [self.problem.name, self.problem.identity, self.contender.title, self.contender.identity, given]
         return digest([*inputs, dict(self.limits), self.seed, self.metric, __version__])
 
     @property

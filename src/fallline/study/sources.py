@@ -1,7 +1,7 @@
 """Where a problem comes from: a name, a user's file, a function of the seed, or a Problem; each with an identity.
 
 The identity of a problem is text that equals another's exactly if the two are the same problem, so that a stored trial is
-found again: the name of a ready problem, the content of a file, a hash of where a given Problem starts and what it observes.
+found again: the name of a ready problem, the content of a file, a hash of what a given Problem or function holds and answers.
 """
 
 from __future__ import annotations
@@ -9,30 +9,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import inspect
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from fallline.core import tree
 from fallline.core.counts import Counts
 from fallline.core.errors import FalllineError, UnknownName
 from fallline.core.problem import Problem
+from fallline.study.identity import digest, fingerprint, problem_identity
 
 
 class StudyError(FalllineError, ValueError):
     """A comparison cannot start or go on; the message names what, its value, and the remedy."""
-
-
-def digest(content: Any) -> str:
-    """Hash of plain data, 24 hexadecimal digits."""
-    text = json.dumps(content, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class ProblemSpec:
         make = self.make if self.make is not None else load_file(str(self.path))
         try:
             found = make(seed)
-        except Exception as error:  # a user's function is any code; whatever it raises belongs in the message
+        except (Exception, SystemExit) as error:  # a user's function is any code; whatever it raises belongs in the message
             raise StudyError(
                 f"problem {self.name!r} cannot be made at seed {seed}: {type(error).__name__}: {error}; "
                 "try its function by itself"
@@ -98,7 +87,7 @@ def load_file(path: str) -> Callable[[int], Problem]:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file is any code; whatever it raises belongs in the message
+    except (Exception, SystemExit) as error:  # a user's file is any code; whatever it raises belongs in the message
         raise StudyError(
             f"problem file {path!r} fails to import: {type(error).__name__}: {error}; run `python {path}` to see where"
         ) from error
@@ -111,17 +100,17 @@ def load_file(path: str) -> Callable[[int], Problem]:
 def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | ProblemSpec) -> ProblemSpec:
     """Accept a name of `fallline.problems`, a Python file, a function of the seed, or a Problem.
 
-    A file is identified by its content. A Problem is identified by its name, its starting point and what it observes there.
+    A file is identified by its content; a Problem by its data, its functions, its starting point and what it answers there; a
+    function by its code and by the problem it makes at seed 0.
     """
     if isinstance(problem, ProblemSpec):
         return problem
     if isinstance(problem, Problem):
-        return ProblemSpec(problem.name, _identity(problem), Fixed(problem))
+        return ProblemSpec(problem.name, problem_identity(problem), Fixed(problem))
     if callable(problem):
         name = getattr(problem, "__name__", type(problem).__name__)
-        parameters = sorted(vars(problem).items()) if not inspect.isfunction(problem) else []
-        where = getattr(problem, "__qualname__", type(problem).__qualname__)
-        return ProblemSpec(name, digest([problem.__module__, where, parameters, _identity(problem(0))]), problem)
+        made = ProblemSpec(name, "", problem)(0)
+        return ProblemSpec(name, digest([fingerprint(problem), problem_identity(made)]), problem)
     if str(problem).endswith(".py"):
         load_file(str(problem))
         content = hashlib.sha256(Path(problem).read_bytes()).hexdigest()[:24]
@@ -132,10 +121,3 @@ def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | Proble
     if name not in problems.names():
         raise UnknownName("problem", name, problems.names())
     return ProblemSpec(name, digest(["fallline.problems", name]), functools.partial(problems.make, name))
-
-
-def _identity(problem: Problem) -> str:
-    numbers = hashlib.sha256()
-    for leaf in tree.leaves(problem.x0):
-        numbers.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest([problem.name, problem.kind, numbers.hexdigest(), sorted(problem.observe(problem.x0).items())])

@@ -1,7 +1,8 @@
 """Median and spread of one figure over seeds, and what they allow to be said.
 
 The spread of ``n`` values is their range while ``n < 5`` and their interquartile range from five on (quartiles by
-nearest rank, so that an infinite value, a run that diverged, needs no arithmetic).
+nearest rank, so that an infinite value, a run that diverged, needs no arithmetic). A statement about every seed is held against
+their whole range, whatever their count.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ class Spread:
     median: float
     high: float
     count: int
-
-    @property
-    def kind(self) -> str:
-        """What the two ends are: ``"range"`` or ``"quartiles"``."""
-        return "range" if self.count < QUARTILES_FROM else "quartiles"
+    kind: str
+    """What the two ends are: ``"range"`` or ``"quartiles"``."""
 
     def overlaps(self, other: Spread) -> bool:
         """Whether the two intervals share a point."""
@@ -40,10 +38,19 @@ def spread(values: Sequence[float]) -> Spread:
     values
         At least one number; ``inf`` stands for a run that diverged, ``nan`` counts as ``inf``.
     """
+    n = len(values)
+    return _between(values, 0, "range") if n < QUARTILES_FROM else _between(values, n // 4, "quartiles")
+
+
+def whole_range(values: Sequence[float]) -> Spread:
+    """Median, least and largest of ``values``, which are as for `spread`."""
+    return _between(values, 0, "range")
+
+
+def _between(values: Sequence[float], cut: int, kind: str) -> Spread:
     if not values:
         raise ValueError("values must hold at least one number, got none; run at least one seed")
     ordered = sorted(math.inf if math.isnan(v) else float(v) for v in values)
     n = len(ordered)
     middle = ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
-    cut = 0 if n < QUARTILES_FROM else n // 4
-    return Spread(ordered[cut], middle, ordered[n - 1 - cut], n)
+    return Spread(ordered[cut], middle, ordered[n - 1 - cut], n, kind)

@@ -153,9 +153,9 @@ def _from_row(row: dict[str, Any]) -> Record:
 
 
 def open_storage(storage: str | Path | Storage | None) -> Storage:
-    """Accept a database URL, the path of an SQLite file, an open storage, or None for memory."""
+    """Accept a database URL, the path of an SQLite file, an open storage, or None for memory; text without ``://`` is a path."""
     if storage is None:
         return Memory()
-    if isinstance(storage, Path):
-        return Database(f"sqlite:///{storage}")
-    return Database(storage) if isinstance(storage, str) else storage
+    if isinstance(storage, str | Path):
+        return Database(str(storage) if "://" in str(storage) else f"sqlite:///{storage}")
+    return storage

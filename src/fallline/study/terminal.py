@@ -20,19 +20,20 @@ WIDE = 100
 
 
 def leaderboard_table(comparison: Comparison, *, wide: bool = True) -> Table:
-    """Rank, method, median, spread and best setting; between them, if wide, divergent trials and seconds."""
+    """Rank, method, median, spread, spending and best setting; between them, if wide, divergent trials and seconds."""
     rows, leading = comparison.leaderboard, {row.method for row in comparison.leaders}
     kind = rows[0].spread.kind
     table = Table(title=f"{comparison.table.problem.name}: {comparison.table.metric}, smaller is better", title_justify="left")
     for name in ("", "method", "median"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     table.add_column(f"{kind} over {comparison.table.seeds} seeds", no_wrap=True)
+    table.add_column(comparison.spending, justify="right")
     for name in ("divergent", "seconds") if wide else ():
         table.add_column(name, justify="right")
     table.add_column("best setting", overflow="fold")
     for row in rows:
         style = "bold" if row.method in leading else ""
-        cells = [str(row.rank), row.method, short(row.spread.median), interval(row.spread)]
+        cells = [str(row.rank), row.method, short(row.spread.median), interval(row.spread), f"{comparison.spent(row):,.0f}"]
         cells += [_divergent(row), short(row.seconds)] if wide else []
         table.add_row(*cells, setting_text(dict(row.setting)), style=style)
     return table

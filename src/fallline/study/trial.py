@@ -1,7 +1,8 @@
 """Running one trial: make the problem, solve it, say what came out as plain data.
 
 The outcome of a trial is the problem's own observation at the solution (a validation loss, a gap), smaller being better. A
-trial that ended in a value that is not finite, or above the one it started from, is *divergent*; one that raised is an *error*.
+trial that ended in a value that is not finite, or above the one it started from, is *divergent*; one that raised, or whose method
+gave up, is an *error*.
 Both have the worst score, and neither is dropped.
 """
 
@@ -13,11 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
+from fallline.core import tree
 from fallline.core.budget import Budget
 from fallline.core.driver import Moment, solve
 from fallline.core.errors import NonFiniteError
 from fallline.core.keys import Key
 from fallline.core.problem import Problem
+from fallline.core.result import Result
 from fallline.core.tree import Tree
 from fallline.study.environment import versions
 from fallline.study.settings import Trial
@@ -25,7 +30,9 @@ from fallline.study.sources import StudyError
 
 Status = Literal["finished", "divergent", "error"]
 METRICS = ("loss", "gap", "residual_norm", "upper", "value")
-ORACLES = ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients", "prox", "projections", "matvecs")
+ORACLES = ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients", "prox", "projections",
+           "linear_minimizations", "matvecs")
+COUNTED = (*ORACLES, "samples", "bytes", "messages")
 CURVE_POINTS, WARM_UP_STEPS = 60, 2
 _warmed: set[tuple[str, str]] = set()
 
@@ -58,7 +65,7 @@ class Record:
 
 
 def pick_metric(observed: Mapping[str, float], wanted: str | None) -> str:
-    """The observed figure that trials are judged by: the one asked for, or the first of loss, gap, residual, value."""
+    """The observed figure that trials are judged by: the one asked for or declared, or the first of loss, gap, residual, value."""
     if wanted is not None and wanted not in observed:
         raise StudyError(f"metric must be something the problem observes, got {wanted!r}; it observes {list(observed)}")
     return wanted or next((name for name in METRICS if name in observed), next(iter(observed)))
@@ -70,7 +77,7 @@ def execute(trial: Trial) -> Record:
         return _execute(trial)
     except NonFiniteError as raised:
         return failed(trial, "divergent", str(raised))
-    except Exception as raised:  # the other trials go on, and this one is reported with what it raised
+    except (Exception, SystemExit) as raised:  # the other trials go on, and this one is reported with what it raised
         return failed(trial, "error", "".join(traceback.format_exception(raised)))
 
 
@@ -95,21 +102,24 @@ def _execute(trial: Trial) -> Record:
     problem, method = trial.problem(trial.seed), trial.contender.method(trial.setting)
     before = problem.observe(problem.x0)
     metric = pick_metric(before, trial.metric)
-    _warm_up(trial)
+    start = _settled(problem, metric, before[metric])
+    _meet(trial)
     points: list[dict[str, float]] = []
     watch = _sampling(problem, trial.budget, metric, points)
     result = solve(problem, method, trial.budget, key=Key(trial.seed), trace=2, callback=watch)
     if result.status == "interrupted":
         raise KeyboardInterrupt
+    if result.status == "failed":
+        return failed(trial, "error", f"{trial.contender.title} gave up at step {result.nit}: {result.message}")
     value = _observed(problem, result.x, metric)
     points.append({"step": result.nit, "seconds": result.seconds, "value": value, **_costs(result.counts)})
-    diverged = result.status == "nonfinite" or not math.isfinite(value) or value > before[metric]
+    diverged = result.status == "nonfinite" or not math.isfinite(value) or value > start
     return Record(
         **_inputs(trial),
         status="divergent" if diverged else "finished",
         metric=metric,
         value=value,
-        start=before[metric],
+        start=start,
         steps=result.nit,
         seconds=result.seconds,
         counts={name: int(number) for name, number in result.counts.items()},
@@ -118,11 +128,25 @@ def _execute(trial: Trial) -> Record:
     )
 
 
-def _warm_up(trial: Trial) -> None:
-    """Take a few steps the first time that this process meets a method: what is imported or compiled once is not timed."""
+def counted_at_first(trial: Trial) -> set[str]:
+    """The names of what a few steps of a trial count, if they can be taken."""
+    try:
+        return set(_warm_up(trial).counts)
+    except (Exception, SystemExit):  # what a method raises is the outcome of its trials, and is reported with them
+        return set()
+
+
+def _warm_up(trial: Trial) -> Result:
+    """Take a few steps: what is imported or compiled once is not timed."""
+    budget = Budget(steps=WARM_UP_STEPS)
+    return solve(trial.problem(trial.seed), trial.contender.method(trial.setting), budget, key=trial.seed)
+
+
+def _meet(trial: Trial) -> None:
+    """Warm up the first time that this process meets a method."""
     met = (trial.problem.identity, trial.contender.identity)
     if met not in _warmed:
-        solve(trial.problem(trial.seed), trial.contender.method(trial.setting), Budget(steps=WARM_UP_STEPS), key=trial.seed)
+        _warm_up(trial)
         _warmed.add(met)
 
 
@@ -147,6 +171,15 @@ def _costs(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _observed(problem: Problem, x: Tree, metric: str) -> float:
     try:
-        return problem.observe(x)[metric]
+        return _settled(problem, metric, problem.observe(x)[metric])
     except ArithmeticError:
         return math.nan
+
+
+def _settled(problem: Problem, metric: str, figure: float) -> float:
+    """The figure, or zero for a gap below zero by no more than a thousand roundings of the best known value."""
+    best = problem.facts.get("best_value")
+    if metric != "gap" or best is None:
+        return figure
+    rounding = 1e3 * torch.finfo(tree.leaves(problem.x0)[0].dtype).eps * abs(float(best))
+    return 0.0 if -rounding <= figure < 0 else figure

@@ -103,6 +103,7 @@ def test_values() -> None:
         (GroupL2([[1]], 3.0), 15.0),
         (GroupL2(1, [1.0, 10.0]), 53.0),
         (3 * L1(2.0), 48.0),
+        (L1(2.0) * 3, 48.0),
         # γλ = 2: entries 3 and 4 are beyond and cost γλ²/2 = 1, the entry 1 costs 1 - 1/4
         (MCP(1.0, 2.0), 1 + 1 + 0.75),
         # aλ = 3: entries 3 and 4 cost λ²(a + 1)/2 = 2, the entry 1 costs λ

@@ -21,7 +21,7 @@ __all__ = ["Scaled", "Term", "Zero"]
 class Term(abc.ABC):
     """A function of one tensor with a closed-form proximal map.
 
-    Multiply by a number to scale: ``0.1 * L1()``.
+    Multiply by a number to scale: ``0.1 * L1()``, ``L1() * 0.1``.
 
     Attributes
     ----------
@@ -72,6 +72,8 @@ class Term(abc.ABC):
 
     def __rmul__(self, factor: float) -> Term:
         return Scaled(factor, self)
+
+    __mul__ = __rmul__
 
 
 class Zero(Term):
