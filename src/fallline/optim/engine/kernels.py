@@ -20,7 +20,7 @@ from .storage import Codec
 
 Pieces = tuple[Tensor, ...]
 
-CHUNK = 128 * 1024
+CHUNK = 256 * 1024
 """Elements that eager kernels treat at a time, so that intermediate results stay in the cache."""
 
 
@@ -97,13 +97,12 @@ class Kernel:
         dtype = working_dtype(value.dtype)
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
-    def alarm(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """A number that is not finite if the point or the gradient is not. An overflow is a false alarm, which the search for the
-        culprit finds out."""
-        if not self.watch or x.numel() == 0:
+    def alarm(self, u: Tensor, g: Tensor) -> Tensor | None:
+        """A number that is not finite if the direction or the gradient is not: their product's sum. An overflow is a false alarm,
+        which the search for the culprit finds out."""
+        if not self.watch or u.numel() == 0:
             return None
-        dtype = working_dtype(x.dtype)
-        return x.sum(dtype=dtype) + 0 * g.sum(dtype=dtype)
+        return torch.dot(u.reshape(-1), g.to(u.dtype).reshape(-1))
 
 
 def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
@@ -114,13 +113,16 @@ def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
 
 
 def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: Pieces, chunked: bool) -> Tensor | None:
-    """Take the step in place; returns the alarm, which looks at all chunks together: per chunk it would push out the cache."""
+    """Take the step in place; returns the alarm."""
     rows = max(1, CHUNK // numel_of_row(p)) if chunked else max(1, p.shape[0])
+    alarms = []
     with overwriting():
         for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
-            new, _ = kernel.whole(c, part[0], part[1], part[2:])
+            new, u = kernel.whole(c, part[0], part[1], part[2:])
             write((part[0], *part[2:]), new)
-    return kernel.alarm(p, g)
+            alarm = kernel.alarm(u, part[1])  # while both are in the cache
+            alarms += [] if alarm is None else [alarm]
+    return torch.stack(alarms).sum() if alarms else None
 
 
 def numel_of_row(p: Tensor) -> int:

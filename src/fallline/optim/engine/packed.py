@@ -41,8 +41,11 @@ class PackedUnit(Unit):
         return [t for pair in zip(tensors, self.pads, strict=True) for t in pair] if self.padded else tensors
 
     def load(self) -> Tensor:
-        # One concatenation, which also clears what the kernel wrote to the padding, takes half as long as a copy of each.
-        if self.sources is not None:
+        # A third, or half, of the time that as many calls into torch take; padding, where the kernel wrote, is cleared.
+        if self.copies is not None and not self.padded:
+            for source, target in self.copies:
+                target[:] = source
+        elif self.sources is not None:
             torch.cat(self.sources, out=self.buffer)
         else:
             self.buffer.zero_()
@@ -53,7 +56,7 @@ class PackedUnit(Unit):
         if self.copies is None:
             torch._foreach_copy_(self.locals, self.parts)
             return
-        for target, source in self.copies:  # a third of the time that as many calls into torch take
+        for target, source in self.copies:
             target[:] = source
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
