@@ -33,6 +33,11 @@ loops should stay in the cache."""
 TRACED = 1024 * 1024
 """The length at which a kernel is traced: long enough for Inductor to use all threads."""
 
+QUANTISED: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+WHOLE: dict[str, Any] = {**QUANTISED, "realize_reads_threshold": 1}
+"""Inductor's options: fused multiplications and additions, as torch's own kernels use them; and a direction is computed once for the
+move and the alarm, where it would else be computed twice in two loops. (Decoding and encoding are better off without.)"""
+
 _compiled: dict[tuple[Any, ...], Compiled] = {}
 
 
@@ -47,7 +52,8 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor, piece
     if key not in _compiled:
         rows = TRACED // math.prod(p.shape[1:])
         shaped = [torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in (p, g, *pieces)]
-        _compiled[key] = _compile(_step(kernel, names, p.shape[1:]), [pack([0.0] * len(names), p), *shaped])
+        _compiled[key] = _compile(_step(kernel, names, p.shape[1:]), [pack([0.0] * len(names), p), *shaped],
+                                  WHOLE if p.ndim == 1 else QUANTISED)
     return _compiled[key]
 
 
@@ -71,13 +77,13 @@ def _alarm(new: Sequence[Tensor | None], u: Tensor, g: Tensor) -> Tensor:
     return (u * g.to(u.dtype)).sum()
 
 
-def _compile(step: Callable[..., Any], examples: list[Tensor]) -> Compiled:
+def _compile(step: Callable[..., Any], examples: list[Tensor], options: dict[str, Any]) -> Compiled:
     import torch._inductor  # slow to import, and only compiled optimizers need it
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = make_fx(step, tracing_mode="symbolic")(*examples)
     symbolic = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    function: Compiled = torch._inductor.compile(graph, symbolic, options={"cpp.enable_floating_point_contract_flag": "fast"})
+    function: Compiled = torch._inductor.compile(graph, symbolic, options=options)
     return function
 
 
