@@ -19,7 +19,7 @@ def papers(
     room: Annotated[str | None, typer.Option(help="Only the papers of this room, such as optim.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the papers, their methods, and whether their claims held here."""
+    """List the papers, and whether their claims held here; ``show`` names the methods."""
     from fallline import claims
     from fallline.claims._pages import verdict_text
     from fallline.core.errors import UnknownName
@@ -44,11 +44,13 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for name in ("slug", "title", "room", "methods", "verdict"):
-        table.add_column(name, overflow="fold")
+    # A line a paper, whatever the width: methods, which are many, are on the card and in --json.
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("slug", "verdict", "room", "title"):
+        whole = None if name == "title" else max(len(row[name]) for row in rows)
+        table.add_column(name, no_wrap=True, min_width=whole)
     for row in rows:
-        table.add_row(row["slug"], row["title"], row["room"], ", ".join(row["methods"]), row["verdict"])
+        table.add_row(row["slug"], row["verdict"], row["room"], row["title"])
     Console().print(table)
 
 
