@@ -151,7 +151,7 @@ def one_rank_is_empty(rank, nonfinite):
     p = nn.Parameter(DTensor.from_local(torch.ones(1 - rank, 3), mesh, [Shard(0)], run_check=False, shape=(1, 3), stride=(3, 1)))
     optimizer = fl.optim.AdamW([("row", p)], nonfinite=nonfinite)
     said = []
-    for value in (1.0, 1e30, float("nan"), 1.0):
+    for value in (1.0, 1e15, float("nan"), 1.0):
         local = torch.full((1 - rank, 3), value)
         p.grad = DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=(1, 3), stride=(3, 1))
         try:

@@ -76,8 +76,9 @@ def _warn_of_rounding(groups: Sequence[Mapping[str, Any]], together: bool) -> No
         norm, rounding = math.hypot(*norms[key]), torch.finfo(dtype).eps
         first = float(group["lr"]) * float(group["reps_rel"]) * (1 + (whole if together else norm))
         if 0 < first < rounding / 2 * norm:
+            enough = 1.1 * float(group["reps_rel"]) * rounding / 2 * norm / first
             warnings.warn(f"reps_rel={group['reps_rel']:g} makes a first step of length {first:.2g}, below the rounding of {dtype} "
-                          f"parameters of norm {norm:.2g}, which may never move; use reps_rel={rounding:.0e} or more, or keep the "
+                          f"parameters of norm {norm:.2g}, which may never move; use reps_rel={enough:.1e} or more, or keep the "
                           "parameters in a higher precision", stacklevel=6)
             return
 

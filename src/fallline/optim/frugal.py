@@ -123,6 +123,7 @@ class Frugal(_BySubspace):
             raise ValueError(f"order must be 'random', or 'ascending' with selector='blockwise', got {order!r}")
         density = 0.25 if density is None else density
         check("density", density)
+        check("seed", seed)
         check("update_gap", update_gap)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "free_lr_scale": free_lr_scale, "block": None}
         full = Quotient() if full is None else full

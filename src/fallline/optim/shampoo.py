@@ -68,3 +68,6 @@ class Shampoo(Optimizer):
         buffered = [float(group["momentum"]) > 0 for group in self.param_groups]
         if buffered != self._buffered:
             self._buffered, self._plan = buffered, None
+            for group, kept in zip(self.param_groups, buffered, strict=True):
+                for p in () if kept else group["params"]:
+                    self.state.get(p, {}).pop("momentum", None)  # B = Σ μ^k … starts anew when μ returns

@@ -59,6 +59,7 @@ class Sophia(Optimizer):
                  eps: float = 1e-12, weight_decay: float = 0.1, k: int = 10,
                  estimator: Literal["gnb", "hutchinson"] = "gnb", seed: int = 0, **options: Unpack[EngineOptions]) -> None:
         check("k", k)
+        check("seed", seed)
         usual = {"gnb": 0.05, "hutchinson": 0.01}
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be 'gnb' or 'hutchinson', got {estimator!r}")

@@ -106,7 +106,8 @@ class PolynomialAverage(AveragedModel):
 
     Notes
     -----
-    Buffers stay as they were: ``torch.optim.swa_utils.update_bn`` renews the statistics of batch normalisation. Shamir and Zhang,
+    Buffers are the model's at each update: ``torch.optim.swa_utils.update_bn`` makes batch normalisation's statistics those of the
+    average. Half-precision weights are averaged in half precision, where late iterates are rounded away. Shamir and Zhang,
     arXiv 1212.1824, as used by Ivgi et al., arXiv 2302.12022.
     """
 

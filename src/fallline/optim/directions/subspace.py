@@ -33,7 +33,7 @@ Order = Literal["random", "ascending"]
 
 def share(density: float, whole: int) -> int:
     """``density`` of ``whole`` things, rounded, and at least one unless the density is 0."""
-    return min(whole, max(round(density * whole), density > 0))
+    return min(whole, max(round(density * whole), int(density > 0)))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor, piece
     """The compiled ``(packed, p, g, *pieces) -> (alarm,) or ()`` that takes the step in place."""
     key = (kernel, names, p.dtype, g.dtype, p.device, p.shape[1:], torch.get_num_threads())
     if key not in _compiled:
-        rows = TRACED // math.prod(p.shape[1:])
+        rows = max(2, TRACED // math.prod(p.shape[1:]))
+        rows += rows in p.shape[1:]  # equal lengths would be one symbol
         shaped = [torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in (p, g, *pieces)]
         _compiled[key] = _compile(_step(kernel, names, p.shape[1:]), [pack([0.0] * len(names), p), *shaped],
                                   WHOLE if p.ndim == 1 else QUANTISED)
@@ -69,12 +70,13 @@ def _step(kernel: Kernel, names: tuple[str, ...], tile: Sequence[int]) -> Callab
 
 
 def _alarm(new: Sequence[Tensor | None], u: Tensor, g: Tensor) -> Tensor:
-    """A number that is not finite if the step is not, summed in a loop that is there anyway."""
+    """A number that is not finite if the step is not, summed in a loop that is there anyway; see ``Kernel.alarm``."""
     scales = [t for t in new if t is not None and t.ndim < u.ndim]
     if scales:
         return sum(scales[1:], start=scales[0]).sum()
     # Of the direction: the point has two readers then and, in a long rule, gets a buffer and a loop of its own, twice the time.
-    return (u * g.to(u.dtype)).sum()
+    g = g.to(u.dtype)
+    return ((u + g) * g).sum()
 
 
 def _compile(step: Callable[..., Any], examples: list[Tensor], options: dict[str, Any]) -> Compiled:
@@ -83,6 +85,8 @@ def _compile(step: Callable[..., Any], examples: list[Tensor], options: dict[str
 
     graph = make_fx(step, tracing_mode="symbolic")(*examples)
     symbolic = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    if any(isinstance(t.shape[0], int) for t in symbolic):
+        raise RuntimeError(f"the rule fixes the length of its tensors, {[tuple(t.shape) for t in symbolic]}, so it cannot be compiled")
     function: Compiled = torch._inductor.compile(graph, symbolic, options=options)
     return function
 
@@ -100,4 +104,4 @@ def run_compiled(function: Compiled, packed: Tensor, p: Tensor, g: Tensor, piece
 
 def pack(values: Sequence[float], p: Tensor) -> Tensor:
     """The coefficients of one step as one tensor in the precision of the arithmetic, so that no kernel converts them per element."""
-    return torch.tensor(values, dtype=working_dtype(p.dtype)).to(p.device, non_blocking=True)
+    return torch.tensor(values, dtype=working_dtype(p.dtype), device="cpu").to(p.device, non_blocking=True)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 NONFINITE = ("raise", "skip", "ignore")
-FOREIGN_KEYS = {"params", "param_names", "name", "role", "initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum"}
+FOREIGN_KEYS = {"params", "param_names", "name", "role", "initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum",
+                "swa_lr"}
 """Parameter-group keys that do not belong to the rule: torch's own, schedulers' and :func:`roles`'s."""
 
 

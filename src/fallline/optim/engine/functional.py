@@ -58,8 +58,13 @@ class _Item:
         return g if self.view is None else g.reshape(1, *self.view)
 
     def pieces(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        state = self._complete(state)
         values = tuple(state[name] for name in self.declared)
         return values if self.view is None else tuple(v.unsqueeze(0) for v in values)
+
+    def _complete(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        # A hyperparameter may have declared entries that the state did not start with.
+        return state if all(name in state for name in self.declared) else {**self.started(), **state}
 
     def started(self) -> dict[str, Any]:
         seen = self.p if self.view is None else self.p[0]
@@ -71,6 +76,7 @@ class _Item:
         return torch.view_as_complex(x) if self.complex else x
 
     def state(self, old: Mapping[str, Any], new: Sequence[Tensor | None]) -> dict[str, Any]:
+        old = self._complete(old)
         values = {n: old[n] if v is None else v for n, v in zip(self.declared, new, strict=True)}
         if self.view is not None:
             values = {n: v if v is old[n] else v.squeeze(0) for n, v in values.items()}

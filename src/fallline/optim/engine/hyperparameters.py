@@ -52,6 +52,7 @@ CHECKS: dict[str, Check] = {
     "k": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 10 is typical"),
     "update_gap": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 200 is typical"),
     "density": Check(lambda x: 0 <= x <= 1, "a number in [0, 1], got {}; 0.25 is typical"),
+    "seed": Check(lambda x: x.is_integer(), "a whole number, got {}"),
     "free_lr_scale": _nonnegative("1 for training from scratch, 0.1 for fine-tuning"),
 }
 

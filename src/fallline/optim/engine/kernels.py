@@ -24,6 +24,10 @@ CHUNK = 256 * 1024
 """Elements that eager kernels treat at a time, so that intermediate results stay in the cache."""
 
 
+LONGEST_DOT = 2**31 - 1
+"""cuBLAS counts in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A rule with its codecs; see the module."""
@@ -97,12 +101,23 @@ class Kernel:
         dtype = working_dtype(value.dtype)
         return self.encode(self.direction.observe(name, value.to(dtype), self.decode(pieces, dtype), c))
 
-    def alarm(self, u: Tensor, g: Tensor) -> Tensor | None:
-        """A number that is not finite if the direction or the gradient is not: their product's sum. An overflow is a false alarm,
-        which the search for the culprit finds out."""
+    def alarm(self, p: Tensor, u: Tensor, g: Tensor) -> Tensor | None:
+        """A number that is not finite if the direction, the gradient or its square is not (or the point, in float16).
+
+        A sum that overflows is a false alarm, which the search for the culprit finds out.
+        """
         if not self.watch or u.numel() == 0:
             return None
-        return torch.dot(u.reshape(-1), g.to(u.dtype).reshape(-1))
+        dtype = working_dtype(u.dtype)
+        u, g = u.to(dtype), g.to(dtype)
+        found = _dot(u, g) + _dot(g, g)
+        return found + 0 * p.sum(dtype=dtype) if p.dtype == torch.float16 else found
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if a.numel() > LONGEST_DOT:
+        return (a * b).sum()
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def write(targets: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
@@ -120,7 +135,7 @@ def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: P
         for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
             new, u = kernel.whole(c, part[0], part[1], part[2:])
             write((part[0], *part[2:]), new)
-            alarm = kernel.alarm(u, part[1])  # while both are in the cache
+            alarm = kernel.alarm(part[0], u, part[1])  # while both are in the cache
             alarms += [] if alarm is None else [alarm]
     return torch.stack(alarms).sum() if alarms else None
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import hyperparameters
+
 
 def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], load: Callable[[Any], None]) -> None:
     """Run torch's own loader with the state taken out, and put it in before the post hooks run."""
@@ -47,6 +49,16 @@ def _check_groups(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) 
                 f"the state dictionary is not one of {type(optimizer).__name__}: its parameter groups have no "
                 f"{', '.join(missing)}; load it into the optimizer that saved it"
             )
+        _check_values(optimizer, group)
+
+
+def _check_values(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+    own = {name: group[name] for name in optimizer.defaults}
+    hyperparameters.check_group(own, hyperparameters.lengths_of(type(optimizer)))
+    if not isinstance(own["maximize"], bool):
+        raise ValueError(f"maximize must be True or False, got {own['maximize']!r} in the state dictionary")
+    if group.get("amsgrad"):
+        raise ValueError(f"the state dictionary was saved with amsgrad=True, which {type(optimizer).__name__} does not have")
 
 
 def _on_device(entries: Mapping[str, Any], p: Tensor) -> dict[str, Any]:

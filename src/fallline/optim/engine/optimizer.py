@@ -43,7 +43,7 @@ class Optimizer(torch.optim.Optimizer):
     move, step_size, average : parts, optional
         How the point changes (``p - lr * u``), a multiplier of ``lr``, an average of the iterates for ``solution()``.
     compile : bool, default False
-        Run the rule as one fused ``torch.compile``d kernel, shared by all models in the process (elementwise rules).
+        Run the rule as one fused kernel made by Inductor, shared by all models in the process (elementwise rules).
     nonfinite : {"raise", "skip", "ignore"}, default "raise"
         Non-finite gradients raise :class:`NonFiniteError` at the start of the next step, which costs no
         synchronisation; ``"skip"`` leaves parameters and state untouched by such a step, at the price of one.
@@ -136,6 +136,7 @@ class Optimizer(torch.optim.Optimizer):
         try:
             self._take(plan, closure, loss)
         except RuntimeError:
+            self._plan = None
             # The plan does not look at layouts: one that has changed fails somewhere below, without saying so.
             for index, p in enumerate(p for group in self.param_groups for p in group["params"]):
                 door.check_layout(self, index, p)
@@ -155,7 +156,8 @@ class Optimizer(torch.optim.Optimizer):
         if self.nonfinite == "skip" and not all_finite([value for *_, value in answers], meshes):
             return
         oracles.observe(self, answers)
-        found = self._move(plan.buckets, loss)
+        with _own_precision(plan.active[0].device.type):
+            found = self._move(plan.buckets, loss)
         for bucket in plan.buckets:
             bucket.advance()
         if self.nonfinite == "raise":
@@ -225,9 +227,12 @@ class Optimizer(torch.optim.Optimizer):
     # the plan
 
     def _current_plan(self) -> Plan:
-        if self._plan is not None and self._plan.still_holds(self.state, self._signature):
+        if self._plan is not None and self._plan.still_holds(self.state, self._everything(), self._signature):
             return self._plan
         return self._make_plan()
+
+    def _everything(self) -> list[int]:
+        return [id(p) for group in self.param_groups for p in group["params"]]
 
     def _signature(self) -> Any:
         groups = self.param_groups
@@ -257,7 +262,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.sentence.step_size is not None and buckets:
             self._scalars = two_pass.adopt_scalars(self.sentence.step_size, buckets, self.state)
         resting = sum(p in self.state for p in idle)
-        self._plan = Plan(buckets, active, idle, self._signature(), self.state, resting)
+        self._plan = Plan(buckets, active, idle, self._signature(), self.state, resting, self._everything())
         return self._plan
 
     # non-finite numbers
@@ -327,6 +332,11 @@ class Optimizer(torch.optim.Optimizer):
             Override those of the parameter groups; they may be tensors that require gradients.
         """
         return functional.update(self, list(params), list(gradients), list(state), loss, hyperparameters)
+
+
+def _own_precision(device: str) -> Any:
+    """A rule's arithmetic is not for autocast to round."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _gradients(unit: Unit) -> list[Tensor]:

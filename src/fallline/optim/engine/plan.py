@@ -89,22 +89,27 @@ class Plan:
     signature: Any
     state: Any
     resting: int
+    everything: list[int]
+    """The ``id`` of every parameter of every group."""
 
     def __post_init__(self) -> None:
         self.placed = any(is_sharded(p) for p in self.active)
-        self.pointers = self._pointers()
+        self.wide = [p for p in self.active if p.ndim > 1]
+        self.marks = self._marks()
 
-    def _pointers(self) -> list[int]:
-        return [(local(p) if self.placed else p).data_ptr() for p in self.active]
+    def _marks(self) -> tuple[list[Any], ...]:
+        pointers = [(local(p) if self.placed else p).data_ptr() for p in self.active]
+        return pointers, [p.shape for p in self.active], [p.stride() for p in self.wide]
 
-    def still_holds(self, state: Any, signature: Callable[[], Any]) -> bool:
+    def still_holds(self, state: Any, everything: list[int], signature: Callable[[], Any]) -> bool:
         """Whether the same parameters have gradients and are where they were, and nothing that sorts them has changed."""
         return (
             self.state is state
+            and self.everything == everything
             and len(state) == len(self.active) + self.resting
             and NoneType not in set(map(type, map(gradient_of, self.active)))
             and all(p.grad is None for p in self.idle)
-            and self._pointers() == self.pointers
+            and self._marks() == self.marks
             and signature() == self.signature
         )
 

@@ -91,9 +91,9 @@ class Blockwise8bit(Storage):
     min_size: int = 4096
 
     def __post_init__(self) -> None:
-        for name, value in (("block", self.block), ("min_size", self.min_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name, value, least in (("block", self.block, 2), ("min_size", self.min_size, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
     def codec(self, state: State, numel: int, working: torch.dtype) -> Codec:
         if state.dtype is not None or numel < self.min_size or state.shape is not None:

@@ -88,7 +88,7 @@ def step(
             moved = bucket.kernel.second(scaled, p, kept, unit.pieces)
         write((p, *unit.pieces), moved)
         unit.store(p)
-        alarm = bucket.kernel.alarm(p, gradients[id(unit)])
+        alarm = bucket.kernel.alarm(p, p, gradients[id(unit)])
         if alarm is not None:
             alarms.append((alarm, unit))
     return alarms
