@@ -62,7 +62,8 @@ def test_a_tolerance_that_cannot_act_is_warned_of():
     ({"jac": True}, "jac must be a function"),
     ({"hess": "2-point"}, "hess must be a function"),
     ({"jac": lambda x: torch.ones(3)}, r"the gradient of 'fun' must be a tensor of shape \(2,\), got shape \(3,\)"),
-    ({"jac": lambda x: [1.0, 2.0]}, "the gradient of 'fun' must be a tensor.*a list"),
+    ({"jac": lambda x: "steep"}, "the gradient of 'fun' must be a tensor.*a str"),
+    ({"jac": lambda x: [1.0, 2.0, 3.0]}, r"the gradient of 'fun' must be a tensor of shape \(2,\), got shape \(3,\)"),
     ({"hess": lambda x: torch.ones(3, 3)}, r"the Hessian of 'fun' must be a tensor of shape \(2, 2\)"),
     ({"x0": "one"}, "x0 must be a tensor, .* got a str"),
     ({"x0": [[1.0], [1.0, 2.0]]}, "x0 must hold real numbers in equal rows"),
@@ -70,3 +71,30 @@ def test_a_tolerance_that_cannot_act_is_warned_of():
 def test_bad_input(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         fl.minimize(bowl, **{"x0": [1.0, 2.0], **options})
+
+
+def test_functions_of_numpy_may_answer_with_its_numbers():
+    target = np.array([1.0, -2.0, 3.0])
+    r = fl.minimize(lambda x: float(((x.numpy() - target) ** 2).sum()), np.zeros(3), jac=lambda x: 2 * (x.numpy() - target),
+                    hess=lambda x: 2 * np.eye(3))
+    assert r.success
+    np.testing.assert_allclose(r.x, target, atol=1e-8)
+    r = fl.minimize(lambda x: np.float64((x.numpy() ** 2).sum()), [1.0, 2.0], jac=lambda x: (2 * x.numpy()).tolist())
+    assert r.success
+
+
+def test_further_arguments_come_after_the_usual_ones():
+    def fun(x, a, b):
+        return ((x - a) ** 2).sum() + b
+
+    r = fl.minimize(fun, torch.zeros(2, dtype=torch.float64), args=(3.0, 7.0), hessp=lambda x, v, a, b: 2 * v)
+    assert r.fun == pytest.approx(7.0)
+    torch.testing.assert_close(r.x, torch.full((2,), 3.0, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"args must be a tuple, got 3"):
+        fl.minimize(fun, [0.0], args=3)
+
+
+@pytest.mark.parametrize("name", ["bounds", "constraints"])
+def test_bounds_belong_to_the_problem(name):
+    with pytest.raises(TypeError, match=rf"takes no {name}.*Constrained"):
+        fl.minimize(lambda x: (x**2).sum(), [1.0], **{name: [(0, 1)]})

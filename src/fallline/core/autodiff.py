@@ -47,9 +47,11 @@ def differentiable(value: Any, name: str) -> Tensor:
 
 
 def _cut_off(name: str) -> MissingOracle:
-    return MissingOracle(f"{name} cannot be differentiated: its value does not depend on the variables through torch operations. "
-                         "Compute it from them by torch operations alone (no .item(), .detach(), .numpy() or torch.tensor(...)), "
-                         "or give its gradient: gradient= in Smooth, jac= in minimize")
+    return MissingOracle(
+        f"{name} cannot be differentiated: its value does not depend on the variables through torch operations (it, or a branch of "
+        "it, may be constant). Compute it from them by torch operations alone (no .item(), .detach(), .numpy() or torch.tensor(...)), "
+        "or give its gradient: gradient= in Smooth, jac= in minimize"
+    )
 
 
 def value_and_gradient(fun: Scalar, x: Tree, wrt: int | str | None = None, name: str = "fun") -> tuple[Tensor, Tree]:

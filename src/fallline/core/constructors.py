@@ -58,8 +58,8 @@ def Smooth(
 ) -> Problem:
     """min f(x) for a differentiable f; derivatives that are not given come from autograd of ``fun``.
 
-    With a ``gradient``, ``fun`` may compute as it likes (NumPy, another library): a curvature that is not given then comes from
-    differences of gradients.
+    With a ``gradient``, functions may compute as they like (NumPy, another library) and return numbers, lists or arrays: a curvature
+    that is not given then comes from differences of gradients.
 
     Parameters
     ----------
@@ -72,7 +72,32 @@ def Smooth(
     """
     _callable(fun, "fun")
     oracles = _given(value=fun, gradient=gradient, hvp=hvp, hessian=hessian)
+    if gradient is not None:
+        oracles = {name: _returning_tensors(oracle, x0) for name, oracle in oracles.items()}
     return Problem(x0, oracles, **{"kind": "smooth", **options})
+
+
+def _returning_tensors(oracle: Callable[..., Any], x0: Tree) -> Callable[..., Any]:
+    """The oracle with numbers, lists and arrays of its answers made tensors like the variables."""
+
+    def answer(*arguments: Any) -> Any:
+        return _as_tensors(oracle(*arguments), x0)
+
+    return answer
+
+
+def _as_tensors(answer: Any, x0: Tree) -> Any:
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, dict) and isinstance(x0, dict):
+        return {name: _as_tensors(part, x0.get(name, x0)) for name, part in answer.items()}
+    if isinstance(answer, list | tuple) and isinstance(x0, list | tuple) and len(answer) == len(x0):
+        return type(x0)(_as_tensors(part, child) for part, child in zip(answer, x0, strict=True))
+    like = tree.leaves(x0)[0]
+    try:
+        return torch.as_tensor(answer, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        return answer  # for the check that says what it should have been
 
 
 def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:

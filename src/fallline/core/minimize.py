@@ -28,6 +28,7 @@ def minimize(
     x0: Tree,
     method: str | Method = "lazy-cubic-newton",
     *,
+    args: tuple[Any, ...] = (),
     tol: float | None = None,
     jac: Callable[[Tree], Tree] | None = None,
     hess: Callable[[Tree], Tensor] | None = None,
@@ -42,11 +43,13 @@ def minimize(
     Parameters
     ----------
     fun : callable ``x -> 0-d tensor``
-        Of torch operations, or of any kind where ``jac`` is given.
+        Of torch operations, or of any kind where ``jac`` is given; answers may then be numbers, lists or arrays.
     x0 : tensor or nested tensors, number, list of numbers, or NumPy array
         What is not a floating-point tensor is taken as a float64 one.
     method : str or Method, default "lazy-cubic-newton"
         A registered name, or a Method with its hyperparameters.
+    args : tuple, optional
+        Further arguments of ``fun``, ``jac``, ``hess`` and ``hessp``, after the usual ones.
     tol : float, default 1e-8
         On the method's gap, for a smooth method the gradient norm. Methods without a gap run to the end of their budget.
     jac, hess, hessp : callables, optional
@@ -72,6 +75,9 @@ def minimize(
     for name, given in (("jac", jac), ("hess", hess), ("hessp", hessp)):
         if given is not None and not callable(given):
             raise TypeError(f"{name} must be a function of x, got {given!r}; leave it out for what autograd or differences give")
+    for name in {"bounds", "constraints"} & solving.keys():
+        raise TypeError(f"minimize takes no {name}: state them in a problem, such as solve(Constrained(Smooth(fun, x0), set), method)")
+    fun, jac, hess, hessp = (_with(function, args) for function in (fun, jac, hess, hessp))
     chosen = method if isinstance(method, Method) else registry.method(method, **(options or {}))
     start = _start(x0)
     if "values" in chosen.needs:
@@ -84,6 +90,12 @@ def minimize(
             warnings.filterwarnings("ignore", message="tol=.* has no effect")
         result = solve(problem, chosen, limit, tol=DEFAULT_TOL if tol is None else tol, **solving)
     return _with_value(result, problem)
+
+
+def _with(function: Any, args: tuple[Any, ...]) -> Any:
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple, got {args!r}; ({args!r},) has one in it")
+    return function if function is None or not args else lambda *given: function(*given, *args)
 
 
 def _start(x0: Any) -> Tree:

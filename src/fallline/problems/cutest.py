@@ -51,7 +51,7 @@ def _load(name: str, seed: int = 0) -> Problem:
         return torch.as_tensor(np.array(values, dtype=np.float64))
 
     def hessian(x: Tensor) -> Tensor:
-        return tensor(source.hess(x.numpy()))
+        return tensor(source.hess(x.detach().numpy()))
 
     best = CUTEST[name]
     return Smooth(
