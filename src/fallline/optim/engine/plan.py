@@ -129,11 +129,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class _Placed:
-    index: int
-    param: Tensor
-    group: dict[str, Any]
-    direction: Direction
+class _Placed(Member):
     entries: Entries
     view: tuple[int, ...] | None
     step: int
@@ -156,7 +152,7 @@ def _place(member: Member, sentence: Sentence, step: int) -> _Placed:
         if view is not None and codec.block > 1:
             codec = Codec(working)
         entries.append((name, state, codec))
-    return _Placed(member.index, p, member.group, direction, tuple(entries), view, step)
+    return _Placed(**vars(member), entries=tuple(entries), view=view, step=step)
 
 
 def build(
