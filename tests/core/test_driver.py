@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 import os
@@ -137,8 +138,27 @@ def test_a_run_that_breaks_returns_the_last_finite_answer_seen(method, every):
 
     result = fl.solve(fl.Smooth(breaks, torch.ones(3, dtype=torch.float64)), method, fl.Budget(steps=50), every=every)
     seen = 10 if every == 1 else 8
+    if isinstance(method, fl.Train):  # reports the loss before the step: only the next report vouches for a solution
+        seen -= every
     assert result.status == "nonfinite" and f"step {seen}" in result.message
     torch.testing.assert_close(result.x, torch.full((3,), 0.9**seen, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("lr", [0.2, 0.3, 0.45])
+def test_the_last_finite_answer_has_a_finite_objective(lr):
+    problem = fl.Smooth(lambda x: torch.log(x).sum(), torch.ones(3, dtype=torch.float64))
+    result = fl.solve(problem, fl.Train(torch.optim.SGD, lr=lr), fl.Budget(steps=50))
+    assert result.status == "nonfinite" and result.nit > 1 and torch.isfinite(problem.value(result.x))
+
+
+def test_a_run_that_breaks_at_once_after_a_checkpoint_answers_with_it(tmp_path):
+    broken = False
+    problem = fl.Smooth(lambda x: (x**2).sum() * (math.nan if broken and x.requires_grad else 1.0), torch.ones(3))
+    train = lambda steps: fl.solve(problem, fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=steps), checkpoint=tmp_path / "c")
+    kept = train(4)
+    broken = True
+    result = train(9)
+    assert result.status == "nonfinite" and result.nit == 5 and torch.equal(result.x, kept.x)
 
 
 def test_a_large_solution_is_checked_at_the_end():
@@ -209,6 +229,92 @@ def test_a_run_that_raises_keeps_its_last_whole_state(tmp_path, where):
     assert torch.equal(rest.x, whole.x) and rest.counts == whole.counts
 
 
+class InPlace(Descent):
+    """Descent that consumes its state, and breaks off once in the middle of its seventh step, or in its report."""
+
+    def __init__(self, where, error):
+        super().__init__()
+        self.where, self.errors = where, [error]
+
+    def step(self, problem, state):
+        g = problem.draw(state["key"].fold(state["t"])).gradient(state["x"])
+        state["x"] -= self.lr * g
+        if self.where == "step" and state["t"] == 6 and self.errors:
+            raise self.errors.pop()
+        state["t"] += 1
+        return state
+
+    def report(self, problem, state):
+        if self.where == "report" and state["t"] == 6 and self.errors:
+            raise self.errors.pop()
+        return fl.Report(state["x"])
+
+    def __repr__(self):
+        return "InPlace"
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["step", "report", "callback"])
+def test_what_a_broken_run_leaves_goes_on_exactly(tmp_path, where, error, seconds):
+    def callback(moment):
+        if where == "callback" and moment.step == 6:
+            raise error
+
+    path, budget = tmp_path / "c", fl.Budget(steps=12)
+    method = InPlace(where, error)
+    fl.solve(noisy(), method, fl.Budget(steps=3), checkpoint=path)
+    before = path.read_bytes()
+    broken = lambda: fl.solve(noisy(), method, budget, checkpoint=path, checkpoint_seconds=seconds, callback=callback)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="broken"):
+            broken()
+    else:
+        assert broken().status == "interrupted"
+    assert (path.read_bytes() == before) == (where == "step" and seconds == 60)
+    rest, whole = fl.solve(noisy(), method, budget, checkpoint=path), fl.solve(noisy(), method, budget)
+    assert torch.equal(rest.x, whole.x) and rest.counts == whole.counts and rest.nit == whole.nit
+
+
+def test_a_failing_save_does_not_hide_the_exception(tmp_path):
+    class Unpackable(Descent):
+        def pack(self, state):
+            raise ZeroDivisionError
+
+    def callback(moment):
+        raise ValueError("the callback's own")
+
+    with pytest.raises(ValueError, match="the callback's own"):
+        fl.solve(quadratic(), Unpackable(), checkpoint=tmp_path / "c", callback=callback)
+
+
+class BreaksOff(torch.optim.SGD):
+    """Interrupted in its eighth step, after the parameters moved."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.steps += 1
+        if self.steps == 8:
+            raise KeyboardInterrupt
+        return loss
+
+
+@pytest.mark.parametrize("every, answer", [(1, 7), (3, 6)])
+def test_a_run_interrupted_inside_a_step_answers_with_the_last_solution_seen(every, answer):
+    result = fl.solve(quadratic(), fl.Train(BreaksOff, lr=0.1), fl.Budget(steps=20), every=every, observe_every=1)
+    exact = fl.solve(quadratic(), fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=answer))
+    assert result.status == "interrupted" and result.nit == 7 and f"the answer is that of step {answer}" in result.message
+    assert torch.equal(result.x, exact.x)
+    assert result.trace[-1]["observed_value"] == float(quadratic().value(exact.x))
+
+
+def test_a_large_run_interrupted_inside_a_step_says_that_it_may_be_half_taken():
+    result = fl.solve(quadratic(20_000), fl.Train(BreaksOff, lr=0.1), fl.Budget(steps=20))
+    assert result.status == "interrupted" and "inside step 8, which the answer may have half taken" in result.message
+
+
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path):
     def run(fun, x0=(1.0, 1.0), problem=fl.Smooth, steps=5):
         start = torch.tensor(x0, dtype=torch.float64)
@@ -277,6 +383,17 @@ def test_a_checkpoint_of_another_run_or_a_corrupt_one_is_refused(tmp_path):
     fl.solve(quadratic(), fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=3), checkpoint=trained)
     with pytest.raises(CheckpointError, match=r"method.*schedule=.*lambda"):
         fl.solve(quadratic(), fl.Train(torch.optim.SGD, schedule=cosine, lr=0.1), fl.Budget(steps=5), checkpoint=trained)
+    halving = lambda factor: functools.partial(torch.optim.lr_scheduler.StepLR, step_size=5, gamma=factor)
+    scheduled = lambda factor: fl.Train(torch.optim.SGD, schedule=halving(factor), lr=0.1)
+    fl.solve(quadratic(), scheduled(0.5), fl.Budget(steps=3), checkpoint=tmp_path / "scheduled")
+    with pytest.raises(CheckpointError, match=r"schedule is 'StepLR.*gamma: 0\.5.*gamma: 0\.9"):
+        fl.solve(quadratic(), scheduled(0.9), fl.Budget(steps=5), checkpoint=tmp_path / "scheduled")
+    assert fl.solve(quadratic(), scheduled(0.5), fl.Budget(steps=5), checkpoint=tmp_path / "scheduled").nit == 5
+    made = lambda optimizer, lr: fl.Train(lambda parameters: optimizer(parameters, lr=lr))
+    fl.solve(quadratic(), made(torch.optim.SGD, 0.1), fl.Budget(steps=3), checkpoint=tmp_path / "made")
+    for other in (made(torch.optim.Adam, 0.1), made(torch.optim.SGD, 0.2)):
+        with pytest.raises(CheckpointError, match=r"optimizer is 'SGD of .*lr: 0\.1"):
+            fl.solve(quadratic(), other, fl.Budget(steps=5), checkpoint=tmp_path / "made")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=r"cannot read.*run\.safetensors.*delete it"):
         fl.solve(noisy(), Descent(), fl.Budget(steps=5), checkpoint=path)
@@ -361,6 +478,8 @@ class Uneven(Descent):
     def step(self, problem, state):
         if self.how == "raises" and state["t"] == 4:
             raise NonFiniteError("the gradient is NaN")
+        if self.how == "interrupted" and state["t"] == 4:
+            raise KeyboardInterrupt
         return super().step(problem, state)
 
     def report(self, problem, state):
@@ -368,28 +487,40 @@ class Uneven(Descent):
         return fl.Report(report.solution, gap=0.0 if self.how == "converges" and state["t"] >= 4 else 1.0)
 
 
-def together(rank, how):
+def presses(moment):
+    if moment.step == 4:
+        raise KeyboardInterrupt
+
+
+CALLBACKS = {"callback": lambda moment: moment.step == 4, "pressed in a callback": presses}
+WAYS = {"small budget": "budget", "callback": "stopped", "converges": "converged", "raises": "nonfinite", "runs on": "budget",
+        "interrupted": "interrupted", "pressed in a callback": "interrupted"}
+
+
+def together(rank, how, folder):
     """Two processes, of which the second has a reason to stop at step 4 (or fails in step 5)."""
     mine = how if rank == 1 else "runs on"
     budget = fl.Budget(steps=4 if mine == "small budget" else 9)
-    stop = (lambda moment: moment.step == 4) if mine == "callback" else None
-    result = fl.solve(quadratic(), Uneven(mine), budget, tol=1e-3, callback=stop, every=3 if how == "small budget" else 1,
-                      group=torch.distributed.group.WORLD)
-    return {"status": result.status, "steps": result.nit, "message": result.message, "last": float(result.trace[-1]["step"])}
+    path = os.path.join(folder, how)
+    result = fl.solve(quadratic(), Uneven(mine), budget, tol=1e-3, callback=CALLBACKS.get(mine), checkpoint=path,
+                      every=3 if how == "small budget" else 1, group=torch.distributed.group.WORLD)
+    return {"status": result.status, "steps": result.nit, "message": result.message, "last": float(result.trace[-1]["step"]),
+            "kept": os.path.exists(f"{path}.rank{rank}")}
 
 
-def every_way(rank):
-    return {how: together(rank, how) for how in ("small budget", "callback", "converges", "raises", "runs on")}
+def every_way(rank, folder):
+    return {how: together(rank, how, folder) for how in WAYS}
 
 
-def test_processes_agree_on_when_to_stop():
-    first, second = run_gloo(every_way, 2)
-    for how, status in (("small budget", "budget"), ("callback", "stopped"), ("converges", "converged"), ("raises", "nonfinite"),
-                        ("runs on", "budget")):
+def test_processes_agree_on_when_to_stop(tmp_path):
+    first, second = run_gloo(every_way, 2, str(tmp_path))
+    for how, status in WAYS.items():
+        inside = how in ("raises", "interrupted")
         one, two = first[how], second[how]
         assert one["status"] == two["status"] == status
         assert two["steps"] == (9 if how == "runs on" else 4)
         # The process that failed did so inside its fifth step; the other one had taken it.
-        assert one["steps"] == two["steps"] + (how == "raises")
-        assert how == "raises" or one["last"] == two["last"] == one["steps"]
+        assert one["steps"] == two["steps"] + inside
+        assert one["kept"] == two["kept"] == (not inside)
+        assert inside or one["last"] == two["last"] == one["steps"]
     assert "another process" in first["raises"]["message"] and "NaN" in second["raises"]["message"]

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import fallline as fl
+from fallline.core import tree
+from fallline.core.counts import Counts
 from fallline.core.curvature import gauss_newton_bartlett, hutchinson_diagonal
 from fallline.core.errors import MissingOracle
 
@@ -46,6 +48,51 @@ def test_masks_are_reused_and_buffers_move_once(elsewhere):
     assert all(realisation.value(point) == first for _ in range(3))
     assert torch.equal(model[2].running_mean, moved) and int(model[2].num_batches_tracked) == 1
     assert fl.Objective(model, cross_entropy)(*batch()).value() != first
+
+
+def test_observing_a_realisation_leaves_no_trace():
+    model = network(dropout=0.5, norm=True)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    realisation = fl.Objective(model, cross_entropy)(*batch())
+    figures = realisation.observe(realisation.x0)
+    assert all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()) and not realisation.counts
+    assert figures["value"] == float(realisation.value())
+    assert int(model[2].num_batches_tracked) == 1 and realisation.observe(realisation.x0) == figures
+
+
+def test_views_of_a_realisation_share_its_masks():
+    model = network(dropout=0.5, norm=True)
+    realisation = fl.Objective(model, cross_entropy)(*batch())
+    view = realisation.counted(Counts())
+    x = {n: p.detach().clone() for n, p in realisation.variables.items()}
+    v = {n: torch.ones_like(p) for n, p in x.items()}
+    h = 1e-5
+    ahead, behind = (view.gradient({n: x[n] + s * v[n] for n in x}) for s in (h, -h))
+    for name, product in view.hvp(x, v).items():
+        torch.testing.assert_close(product, (ahead[name] - behind[name]) / (2 * h), rtol=1e-5, atol=1e-7)
+    assert view.value(x) == realisation.value(x) and int(model[2].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("make", [lambda model: fl.Training(model, cross_entropy, batch(20)),
+                                  lambda model: fl.Training(model, cross_entropy, batch(20)).draw(fl.Key(0)),
+                                  lambda model: fl.Objective(model, cross_entropy)(*batch(20))])
+def test_the_hessian_under_random_masks_is_that_of_the_values(make):
+    problem = make(network(dropout=0.5))
+    x = {n: p.detach().clone() for n, p in problem.x0.items()}
+    hessian = problem.hessian(x)
+    v = {n: torch.ones_like(p) for n, p in x.items()}
+    torch.testing.assert_close(tree.flatten(problem.hvp(x, v)), hessian.sum(1))
+    assert problem.counts["hessians"] == 1
+
+
+def test_drawing_outside_a_run_moves_no_buffers():
+    problem = fl.Training(network(norm=True), cross_entropy, batch(40), batch_size=8)
+    before = copy.deepcopy(problem.model.state_dict())
+    for step in range(3):
+        problem.draw(fl.Key(step)).gradient(problem.x0)
+        problem.draw(fl.Key(step))()
+    assert all(torch.equal(a, before[name]) for name, a in problem.model.state_dict().items())
 
 
 def test_drawn_masks_depend_on_the_key_alone_and_leave_the_global_generator():
@@ -167,6 +214,33 @@ def test_buffers_belong_to_the_run_and_come_with_its_solution(tmp_path):
     assert all(torch.equal(first.x[n], again.x[n]) for n in first.x)
 
 
+class Cached(nn.Module):
+    """A layer with a buffer that no state_dict has, and one that grows at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3).double()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.register_buffer("grown", None, persistent=False)
+
+    def forward(self, x):
+        self.calls += 1
+        self.grown = torch.ones(3) if self.grown is None else self.grown
+        return self.layer(x) * (1 + 0.1 * self.calls) * self.grown
+
+
+@pytest.mark.parametrize("method", [Stochastic(0.05), fl.Train(torch.optim.SGD, lr=0.05)])
+def test_buffers_that_are_not_persistent_are_kept_but_no_part_of_a_solution(tmp_path, method):
+    torch.manual_seed(0)
+    model = Cached()
+    problem = fl.Training(model, cross_entropy, batch(40), batch_size=8)
+    whole = fl.solve(problem, method, fl.Budget(steps=10))
+    fl.solve(problem, method, fl.Budget(steps=5), checkpoint=tmp_path / "c")
+    rest = fl.solve(problem, method, fl.Budget(steps=10), checkpoint=tmp_path / "c")
+    assert whole.x.keys() == rest.x.keys() == model.state_dict().keys()
+    assert all(torch.equal(whole.x[n], rest.x[n]) for n in whole.x)
+
+
 def test_a_solution_with_buffers_can_be_asked_for_gradients_and_is_not_written_to():
     problem = fl.Training(network(norm=True), cross_entropy, batch(40), batch_size=8)
     x = fl.solve(problem, fl.Train(torch.optim.SGD, lr=0.1), fl.Budget(steps=4)).x
@@ -195,6 +269,30 @@ def test_samples_of_the_training_data_are_its_parts():
     per_sample, gradient = problem.per_sample_gradients(x), problem.gradient(x)
     for name in x:
         torch.testing.assert_close(per_sample[name].mean(0), gradient[name])
+
+
+def test_samples_with_several_inputs_have_their_gradients():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3).double()
+
+        def forward(self, a, b):
+            return self.layer(a + b)
+
+    x, y = batch()
+    realisation = fl.Objective(Sum(), cross_entropy)((x, 2 * x), y)
+    gradient = realisation.gradient()
+    for name, each in realisation.per_sample_gradients(None).items():
+        torch.testing.assert_close(each.mean(0), gradient[name])
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_a_remedy():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        model = nn.utils.weight_norm(nn.Linear(5, 3).double())
+    model(batch()[0])
+    with pytest.raises(TypeError, match=r"copy\.deepcopy.*Linear.*parametrizations\.weight_norm"):
+        fl.Training(model, cross_entropy, batch())
 
 
 @pytest.mark.parametrize("options, message", [({"size": 0}, "size"), ({"size": -1}, "size"), ({"indices": [-1]}, "indices"),

@@ -181,6 +181,14 @@ def test_a_constrained_sum_keeps_its_data():
     assert deterministic.draw(fl.Key()) is deterministic and not deterministic.parts
 
 
+def test_a_problem_that_evaluations_do_not_move_has_no_buffers():
+    problem, *_ = logistic()
+    assert problem.buffers == problem.persistent_buffers == {}
+    problem.load_buffers({})
+    with pytest.raises(ValueError, match=r"has no buffers to load, got \['mean'\]"):
+        problem.load_buffers({"mean": torch.zeros(2)})
+
+
 def test_draws_are_unbiased():
     problem, *_ = logistic()
     draws = torch.stack([problem.draw(fl.Key(0).fold(i), size=4).gradient(problem.x0) for i in range(2000)])

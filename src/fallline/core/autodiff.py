@@ -85,5 +85,7 @@ def jvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> tuple[Tensor, Tenso
 def hessian(fun: Scalar, x: Tree, name: str = "fun") -> Tensor:
     """Return the dense Hessian of the flattened variables, shape ``(n, n)``."""
     flat = tree.flatten(x).detach()
-    # Inside the transform, a tensor requires a gradient where it depends on the flattened variables.
-    return torch.func.hessian(lambda z: differentiable(fun(tree.unflatten(z, x)), name))(flat)
+    # Inside the transform, a tensor requires a gradient where it depends on the flattened variables. torch.func.hessian would refuse
+    # random masks; here all columns see the same.
+    gradient = torch.func.jacrev(lambda z: differentiable(fun(tree.unflatten(z, x)), name))
+    return torch.func.jacfwd(gradient, randomness="same")(flat)

@@ -64,11 +64,14 @@ def solve(
         Steps between calls of ``problem.observe``, at the first report from then on, and at the end. The figures join the trace as
         ``observed_value`` and so on. Observing is free: not counted, not timed.
     checkpoint : path, optional
-        Where to keep the run's state, also where a step raises. If the file exists, the run goes on from there, exactly.
+        Where to keep the run's state: every ``checkpoint_seconds``, at the end, and where a callback or report raises. A step that
+        raises or is interrupted inside leaves the previous file as it is, for it may have spoiled the state it was given. If the
+        file exists, the run goes on from there, exactly.
     checkpoint_seconds : float, default 60
-        At most this much work is lost to a kill.
+        At most this much work, and the step under way, is lost to a kill or to a step that raises.
     within : Problem, optional
-        Inside another method's step: the problem whose counts and budget this run shares.
+        Inside another method's step: the problem whose counts and budget this run shares. The outer run's seconds move only between
+        its steps, so that its limit in seconds does not end this run: give this one a budget of its own seconds.
     group : torch.distributed process group, optional
         Processes that run this together, with the same ``every`` and all with a checkpoint or none; they save and stop at the
         same step, with the gravest status among theirs.

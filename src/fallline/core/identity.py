@@ -21,7 +21,7 @@ ROUNDING = 1e-4
 
 def identity(problem: Problem, method: Any, key: Key) -> dict[str, Any]:
     """Return what must be the same for a run to go on; the problem is observed, which is not counted."""
-    return {"method": repr(method), "problem": problem.name, "kind": problem.kind, "variables": tree.size(problem.x0), "key": key,
+    return {**method.identity(problem), "problem": problem.name, "kind": problem.kind, "variables": tree.size(problem.x0), "key": key,
             "starting point": _digest(problem.x0), "observation at the starting point": _observed(problem)}
 
 

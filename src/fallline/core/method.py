@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fallline.core import tree
 from fallline.core.errors import WrongProblem
 from fallline.core.keys import Key
+from fallline.core.modules import copied, load_buffers
 from fallline.core.objective import Training
 from fallline.core.problem import Problem
 from fallline.core.space import Range
@@ -103,6 +104,10 @@ class Method:
         """Return the state that ``pack`` packed."""
         return packed
 
+    def identity(self, problem: Problem) -> dict[str, str]:
+        """Return by name what must be the same for a run to go on from a checkpoint of this method."""
+        return {"method": repr(self)}
+
     def check(self, problem: Problem) -> None:
         """Raise unless this method can solve ``problem``."""
         name = type(self).__name__
@@ -166,7 +171,7 @@ class Train(Method):
 
     def init(self, problem: Problem, key: Key) -> State:
         if isinstance(problem, Training):
-            model = copy.deepcopy(problem.model)
+            model = copied(problem.model)
             make = getattr(self.optimizer, "for_model", None)
             optimizer = make(model, **self.hyperparameters) if make else \
                 self.optimizer([p for p in model.parameters() if p.requires_grad], **self.hyperparameters)
@@ -210,13 +215,19 @@ class Train(Method):
         packed = {name: state[name] for name in ("t", "loss", "key")}
         packed["optimizer"] = state["optimizer"].state_dict()
         packed["schedule"] = None if state["schedule"] is None else state["schedule"].state_dict()
-        packed["weights"] = dict(state["model"].state_dict()) if "model" in state else tree.leaves(state["point"])
+        if "model" in state:
+            packed["weights"] = dict(state["model"].state_dict())
+            # A state_dict leaves out the buffers that are not persistent.
+            packed["buffers"] = {name: b for name, b in state["model"].named_buffers() if name not in packed["weights"]}
+        else:
+            packed["weights"] = tree.leaves(state["point"])
         return packed
 
     def unpack(self, problem: Problem, key: Key, packed: State) -> State:
         state = self.init(problem, key)
         if "model" in state:
             state["model"].load_state_dict(packed["weights"])
+            load_buffers(state["model"], packed["buffers"])
         else:
             with torch.no_grad():
                 for leaf, value in zip(tree.leaves(state["point"]), packed["weights"], strict=True):
@@ -225,6 +236,15 @@ class Train(Method):
         if state["schedule"] is not None:
             state["schedule"].load_state_dict(packed["schedule"])
         return {**state, **{name: packed[name] for name in ("t", "loss", "key")}}
+
+    def identity(self, problem: Problem) -> dict[str, str]:
+        """The method, and what its functions make: a function may make another optimizer under the same name."""
+        made = self.init(problem, Key())
+        groups = (_plain({name: value for name, value in group.items() if name != "params"})
+                  for group in made["optimizer"].param_groups)
+        schedule = made["schedule"]
+        return {**super().identity(problem), "optimizer": f"{type(made['optimizer']).__name__} of {'; '.join(dict.fromkeys(groups))}",
+                "schedule": "none" if schedule is None else f"{type(schedule).__name__} of {_plain(schedule.state_dict())}"}
 
     def __repr__(self) -> str:
         name = getattr(self.optimizer, "__name__", str(self.optimizer))
@@ -239,6 +259,17 @@ def _described(function: Callable[..., Any]) -> str:
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     held = [repr(value) for value in cells if isinstance(value, bool | int | float | str)]
     return f"{name}({', '.join(held)})"
+
+
+def _plain(value: Any) -> str:
+    """A setting in words that are the same in another process: of what is not made of plain values, its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_plain(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return type(value).__name__
 
 
 class Fitted:

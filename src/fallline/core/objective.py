@@ -13,16 +13,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fallline.core import autodiff
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
 from fallline.core.keys import Key, as_key
+from fallline.core.modules import call, copied, evaluating, load_buffers, sharded, spare_buffers
 from fallline.core.problem import Problem
 from fallline.core.samples import batch_indices, data_tuple
 from fallline.core.tree import Tree
@@ -30,39 +31,12 @@ from fallline.core.tree import Tree
 Loss = Callable[[Any, Tensor], Tensor]
 
 
-def _call(model: nn.Module, x: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
-    """The model's outputs at ``x``; of the buffers in ``x`` the model gets copies, for it may write to them."""
-    copied = {name: x[name].detach().clone() for name, _ in model.named_buffers() if name in x}
-    return functional_call(model, {**x, **copied}, arguments)
+@dataclass
+class Frozen:
+    """What all views of one realisation share: the random state that its evaluations replay, and whether buffers are done moving."""
 
-
-@contextmanager
-def _spare_buffers(model: nn.Module) -> Iterator[None]:
-    """Let the model write to copies of its buffers: putting old numbers back into its own would spoil graphs that saved them."""
-    kept = [(module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and every module back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _sharded(model: nn.Module) -> bool:
-    return any(hasattr(p, "device_mesh") for p in model.parameters())
+    rng_state: Tensor | None
+    moved: bool = False
 
 
 class ModelProblem(Problem):
@@ -75,35 +49,37 @@ class ModelProblem(Problem):
                  key: Key | None = None, samples: int | None = None) -> None:
         self.model, self.loss_fn, self.inputs, self.targets = model, loss_fn, inputs, targets
         self.variables = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._rng_state = None if key is None else key.generator().get_state()
-        self._moved = False
+        self._shared = Frozen(None if key is None else key.generator().get_state())
         count = (len(targets) if isinstance(targets, Tensor) and targets.ndim else 1) if samples is None else samples
-        super().__init__(self.variables, {"value": self._evaluate, "per_sample_gradients": self._per_sample}, kind="training",
-                         name=name, samples=count)
+        super().__init__(self.variables, self._own(), kind="training", name=name, samples=count)
+
+    def _own(self) -> dict[str, Callable[..., Any]]:
+        return {"value": self._evaluate, "per_sample_gradients": self._per_sample}
 
     # ---------------------------------------------------------------- evaluation
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Replay the random masks of the first evaluation, and let buffers move only in that one."""
-        if self._rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
-            self._rng_state = torch.get_rng_state()
+        shared = self._shared
+        if shared.rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
+            shared.rng_state = torch.get_rng_state()
             yield
         else:
-            with torch.random.fork_rng(devices=[]), _spare_buffers(self.model) if self._moved else nullcontext():
-                torch.set_rng_state(self._rng_state)
+            with torch.random.fork_rng(devices=[]), spare_buffers(self.model) if shared.moved else nullcontext():
+                torch.set_rng_state(shared.rng_state)
                 yield
-        self._moved = True
+        shared.moved = True
 
     def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
         arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
         with self._frozen():
             if x is None or x is self.variables:
                 return self.model(*arguments)
-            if _sharded(self.model):
+            if sharded(self.model):
                 raise MissingOracle("a sharded model can be evaluated only at its own weights: copy the point into the "
                                     "parameters, evaluate, and copy it back")
-            return _call(self.model, x, arguments)
+            return call(self.model, x, arguments)
 
     def _evaluate(self, x: Mapping[str, Tensor] | None) -> Tensor:
         return autodiff.checked_scalar(self.loss_fn(self._forward(x), self.targets), "loss_fn")
@@ -138,11 +114,18 @@ class ModelProblem(Problem):
 
     def hvp(self, x: Tree | None, v: Tree) -> dict[str, Tensor]:
         """Return ``∇²f(x) v`` by name; needs a module that autograd can differentiate twice."""
-        if _sharded(self.model):
+        if sharded(self.model):
             raise MissingOracle("exact Hessian-vector products need whole weights, and this model is sharded; "
                                 "difference two gradients instead")
         self.counts.add("hvps")
         return autodiff.hvp(self._evaluate, self.variables if x is None else x, v, f"the loss of {self.name!r}")
+
+    def observe(self, x: Tree) -> dict[str, float]:
+        """Return the value at ``x`` under this realisation's masks; nothing is counted or drawn, and no buffer moves."""
+        aside, state = copy.copy(self), self._shared.rng_state
+        aside._shared = Frozen(torch.get_rng_state() if state is None else state, moved=True)
+        aside._oracles = aside._own()
+        return super(ModelProblem, aside).observe(x)
 
     def outputs(self, x: Mapping[str, Tensor] | None = None) -> Any:
         """Return the model's outputs on this batch, with their graph."""
@@ -153,11 +136,12 @@ class ModelProblem(Problem):
         return self.loss_fn(outputs, self.targets if targets is None else targets)
 
     def _per_sample(self, x: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        if _sharded(self.model):
+        if sharded(self.model):
             raise MissingOracle("per-sample gradients need whole weights, and this model is sharded")
 
-        def one(parameters: Mapping[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
-            return self.loss_fn(_call(self.model, parameters, (row.unsqueeze(0),)), target.unsqueeze(0))
+        def one(parameters: Mapping[str, Tensor], row: Any, target: Tensor) -> Tensor:
+            rows = row if isinstance(row, tuple) else (row,)
+            return self.loss_fn(call(self.model, parameters, tuple(r.unsqueeze(0) for r in rows)), target.unsqueeze(0))
 
         point = {n: p.detach() for n, p in (self.variables if x is None else x).items()}
         with self._frozen():
@@ -222,7 +206,7 @@ class Training(Problem):
     def __init__(self, model: nn.Module, loss_fn: Loss, data: Sequence[Tensor], *, validation: Sequence[Tensor] | None = None,
                  batch_size: int | None = None, metrics: Mapping[str, Callable[..., Any]] | None = None, **options: Any) -> None:
         Objective(model, loss_fn)  # the same checks
-        self.model, self.loss_fn, self.metrics = copy.deepcopy(model), loss_fn, dict(metrics or {})
+        self.model, self.loss_fn, self.metrics = copied(model), loss_fn, dict(metrics or {})
         self.data = data_tuple(data)
         self.validation = self.data if validation is None else data_tuple(validation)
         if len(self.data) != 2 or len(self.validation) != 2:
@@ -232,7 +216,8 @@ class Training(Problem):
             raise ValueError(f"batch_size must be between 1 and the {len(self.data[0])} data points, got {batch_size}")
         self.batch_size = batch_size
         variables = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        self._buffers = sorted({n for n, _ in self.model.named_buffers()} & set(self.model.state_dict()))  # those of solutions
+        self._persistent = {n for n, _ in self.model.named_buffers()} & set(self.model.state_dict())
+        self._moves = False  # only a run's view moves its buffers
         n = len(self.data[0])
         super().__init__(variables, self._whole(), **{"kind": "training", "samples": n, "parts": n, **options})
 
@@ -241,26 +226,32 @@ class Training(Problem):
 
         def everything() -> ModelProblem:
             whole = ModelProblem(self.model, self.loss_fn, *self.data, name=self.name, key=Key().fold("masks"))
-            whole._moved = True  # only mini-batches move buffers
+            whole._shared.moved = True  # only mini-batches move buffers
             return whole
 
         return {"value": lambda x: everything()._evaluate(x), "per_sample_gradients": lambda x: everything()._per_sample(x)}
 
     def on(self, model: nn.Module) -> Self:
-        """Return this problem over another copy of the model."""
+        """Return this problem over a run's own copy of the model, whose buffers mini-batches move."""
         view = copy.copy(self)
-        view.model = model
+        view.model, view._moves = model, True
         view._oracles = view._whole()
         return view
 
     def counted(self, counts: Counts) -> Self:
         """Return a view that counts on ``counts``, over the same parameters and buffers of its own."""
-        return self.on(copy.deepcopy(self.model, {id(p): p for p in self.model.parameters()}))._billed(counts)
+        return self.on(copied(self.model, {id(p): p for p in self.model.parameters()}))._billed(counts)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        here = dict(self.model.named_buffers())
-        return {name: here[name] for name in self._buffers}
+        return dict(self.model.named_buffers())
+
+    @property
+    def persistent_buffers(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self.buffers.items() if name in self._persistent}
+
+    def load_buffers(self, values: Mapping[str, Tensor]) -> None:
+        load_buffers(self.model, values)
 
     def draw(self, key: Key, size: int | None = None, indices: Tensor | None = None, at: Tree | None = None) -> ModelProblem:
         """Return the loss on a mini-batch, drawn uniformly with replacement, its random masks fixed by ``key``."""
@@ -269,14 +260,15 @@ class Training(Problem):
         chosen = batch_indices(len(targets), key.fold("batch"), size, indices, self.batch_size).to(targets.device)
         realisation = ModelProblem(self.model, self.loss_fn, inputs[chosen], targets[chosen], name=self.name,
                                    key=key.fold("masks"))
+        realisation._shared.moved = not self._moves
         realisation.counts = self.counts
         return realisation
 
     @torch.no_grad()
     def observe(self, x: Tree) -> dict[str, float]:
-        """Return the validation loss and metrics at ``x``, in evaluation mode; nothing is counted."""
-        with _evaluating(self.model):
-            outputs = _call(self.model, x, (self.validation[0],))
+        """Return the validation loss and metrics at ``x``, in evaluation mode; nothing is counted, no buffer moves."""
+        with evaluating(self.model), spare_buffers(self.model):
+            outputs = call(self.model, x, (self.validation[0],))
         figures = {"loss": float(self.loss_fn(outputs, self.validation[1]))}
         return figures | {name: float(metric(outputs, self.validation[1])) for name, metric in self.metrics.items()}
 

@@ -288,8 +288,18 @@ class Problem:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """What evaluations move beside the variables (batch-norm statistics): a run keeps its own and adds them to its solution."""
+        """What evaluations move beside the variables (batch-norm statistics, caches): a run keeps its own."""
         return {}
+
+    @property
+    def persistent_buffers(self) -> dict[str, Tensor]:
+        """Those of the ``buffers`` that a run adds to its solution."""
+        return {}
+
+    def load_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """Take over the ``buffers`` of a checkpoint."""
+        if values:
+            raise ValueError(f"the {self.kind} problem {self.name!r} has no buffers to load, got {sorted(values)}")
 
     def counted(self, counts: Counts) -> Self:
         """Return a view of this problem that counts on ``counts``."""

@@ -58,7 +58,7 @@ class Run:
         self.problem = problem.counted(self.counts)
         self.method, self.budget, self.tol, self.key, self.group = method, budget, tol, key, group
         self.small = tree.size(problem.x0) <= SMALL
-        self.moves = bool(self.problem.buffers)
+        self.moves = bool(self.problem.persistent_buffers)
         self.rows: list[dict[str, float]] = []
         self.status, self.message = "running", ""
         self.state: State = {}
@@ -66,6 +66,9 @@ class Run:
         self.billed: dict[str, int] = {}  # the counts when the state was last whole
         self.current: Report | None = None
         self.figures: dict[str, float] = {}
+        self.torn = False  # a step that did not end may have spoiled the state, which it consumes
+        # The last small solution looked at, and the last one known to be finite.
+        self.seen: tuple[int, Tree, dict[str, float]] | None = None
         self.finite: tuple[int, Tree, dict[str, float]] | None = None
         self.has_gap = False
         self.reported = self.observed = -1
@@ -91,8 +94,7 @@ class Run:
         identity.check(content, self.identity, path)
         self.step, self.seconds, self.stride = content["step"], content["seconds"], content["stride"]
         self.rows, self.observed = content["rows"], content["observed"]
-        for name, buffer in self.problem.buffers.items():
-            buffer.copy_(content["buffers"][name])
+        self.problem.load_buffers(content["buffers"])
         self.state = self.method.unpack(self.problem, self.key, content["state"])
         self.counts.restore(content["counts"])
 
@@ -117,24 +119,27 @@ class Run:
                     self._report(callback)
                     show()
         except KeyboardInterrupt:
-            self._end("interrupted", "interrupted inside a step: the answer is of the last whole report")
+            self._end("interrupted", self._interrupted())
+            self._tell()
         except NonFiniteError as error:
             self._end("nonfinite", str(error))
             self._tell()
         except CheckpointError:
             raise
         except Exception:
-            if path is not None and self.group is None:  # a group goes on from one step only
-                with contextlib.suppress(CheckpointError, TypeError):
+            if path is not None and self.group is None and not self.torn:  # a group goes on from one step only
+                with contextlib.suppress(Exception):
                     self.save(path)
             raise
 
     def _step(self) -> None:
         began = time.perf_counter()
+        self.torn = True
         self.state = self.method.step(self.problem, self.state)
         self.step += 1
         self.seconds += time.perf_counter() - began
         self.billed = dict(self.counts)
+        self.torn = False
 
     def finish(self, path: Path | None) -> None:
         """Look at where the run ended, agree on it, and keep it."""
@@ -142,11 +147,16 @@ class Run:
             self._look()
         if self.current is None:  # interrupted before the first report
             self.figures, self.current = {}, Report(self.problem.x0)
+        kept = self._kept() if self.torn and self.status == "interrupted" else None
+        if kept is not None:  # the method's own may be half way into the next step
+            _, solution, self.figures = kept
+            self.current = replace(self.current, solution=solution)
         self.solution = tree.clone(self.current.resolve())
         if self.status in ENDED_WHOLE and not tree.all_finite(self.solution):
             self._end("nonfinite", f"a variable became NaN or infinite by step {self.step}")
         self._tell()
-        if path is not None and self.status in (*ENDED_WHOLE, "interrupted"):
+        whole = self._is_whole()
+        if path is not None and whole and self.status in (*ENDED_WHOLE, "interrupted"):
             self.save(path)
         self.rows = self._whole_trace()
         if self.status == "nonfinite" and self.finite is not None:
@@ -176,7 +186,7 @@ class Run:
 
         def solution() -> Tree:
             x = report.resolve()
-            return {**x, **{name: b.detach().clone() for name, b in self.problem.buffers.items() if name not in x}}
+            return {**x, **{name: b.detach().clone() for name, b in self.problem.persistent_buffers.items() if name not in x}}
 
         return replace(report, solution=solution)
 
@@ -188,8 +198,21 @@ class Run:
         solution = tree.clone(self.current.resolve())
         if not tree.all_finite(solution):
             return False
-        self.finite = (self.step, solution, self.figures)
+        seen = (self.step, solution, self.figures)
+        # A mini-batch's loss is taken before the step: it vouches for the solution before, and this one waits for the next.
+        self.finite = self.seen if self.seen is not None and self.figures.keys() == {"batch_loss"} else seen
+        self.seen = seen
         return True
+
+    def _kept(self) -> tuple[int, Tree, dict[str, float]] | None:
+        return self.seen if self.seen is not None and self.seen[0] == self.reported else None
+
+    def _interrupted(self) -> str:
+        if not self.torn:
+            return f"interrupted at step {self.step}"
+        inside = f"interrupted inside step {self.step + 1}"
+        return f"{inside}: the answer is that of step {self.reported}" if self._kept() else \
+            f"{inside}, which the answer may have half taken"
 
     def _report(self, callback: Callable[[Moment], Any] | None) -> None:
         """Look, and where a report is due put it into the trace and show it to the callback."""
@@ -229,6 +252,11 @@ class Run:
         status, self.due = self._most(STATUSES.index(self.status), int(due))
         if STATUSES[status] != self.status:
             self._end(STATUSES[status], f"another process ended the run at step {self.step}")
+
+    def _is_whole(self) -> bool:
+        """Whether the group's processes stand at one step that ended in all of them."""
+        torn, first, last = self._most(int(self.torn), -self.step, self.step)
+        return not torn and -first == last
 
     def _most(self, *numbers: int) -> list[int]:
         """Return the largest of each number over the processes of the group."""

@@ -1,0 +1,69 @@
+"""What a problem does to a torch module: call it at other weights, keep its buffers and modes, copy it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def call(model: nn.Module, x: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+    """The model's outputs at ``x``; of the buffers in ``x`` the model gets copies, for it may write to them."""
+    buffers = {name: x[name].detach().clone() for name, _ in model.named_buffers() if name in x}
+    return functional_call(model, {**x, **buffers}, arguments)
+
+
+@contextmanager
+def spare_buffers(model: nn.Module) -> Iterator[None]:
+    """Let the model write to copies of its buffers: putting old numbers back into its own would spoil graphs that saved them."""
+    kept = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    for module, name, buffer in kept:
+        setattr(module, name, None if buffer is None else buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and every module back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a copy of the model; what is in ``memo`` is shared."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(f"model must be a module that copy.deepcopy can copy, and this {type(model).__name__} is not: {error}. It may "
+                        "keep a result of its forward as an attribute, as torch.nn.utils.weight_norm does: use "
+                        "torch.nn.utils.parametrizations.weight_norm, or detach what is kept") from error
+
+
+def load_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give the model the buffers of a checkpoint; one that has grown since the model was made (a cache) is replaced."""
+    for name, value in values.items():
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        buffer = module._buffers.get(own)
+        if buffer is not None and buffer.shape == value.shape:
+            buffer.copy_(value)
+        elif own in module._buffers:
+            setattr(module, own, value.clone())
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are spread over processes."""
+    return any(hasattr(p, "device_mesh") for p in model.parameters())
