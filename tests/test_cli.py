@@ -47,6 +47,8 @@ def test_compare_writes_report_picture_and_records(
     [
         (("--methods", "lazy-newtn"), "did you mean 'lazy-newton'"),
         (("--budget", "steps"), "--budget must be NAME=NUMBER, got 'steps'"),
+        (("--budget", "steps=1.7"), "--budget steps must be a whole number, got 'steps=1.7'"),
+        (("--budget", "gradients=nan"), "--budget gradients must be a whole number"),
         (("--budget", "steps=0"), "steps must be a positive number"),
         (("--storage", "postgresql://u:secret@nowhere.invalid/db"), "nowhere.invalid"),
         (("--out", "{file}/inside"), "cannot be written"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ import torch
 from sides import PROBLEM, SGD, Notes
 
 import fallline as fl
+from fallline.core import registry
 from fallline.core.method import Train
 from fallline.core.space import LogUniform
+from fallline.core.terms import L1
 from fallline.study import Contender, Memory, runs
 from fallline.study.identity import fingerprint, problem_identity
 from fallline.study.sources import problem_spec
@@ -59,6 +63,29 @@ def test_asking_for_an_identity_counts_nothing_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     problem_identity(problem)
     assert not problem.counts and torch.equal(before, torch.get_rng_state())
+
+
+def bilevel() -> fl.Problem:
+    start = torch.ones(2), torch.zeros(2)
+    return fl.Bilevel(lambda x, y: (y**2).sum() + (x**2).sum(), lambda x, y: ((y - x) ** 2).sum(), *start)
+
+
+def composite() -> fl.Problem:
+    return fl.Composite(finite_sum(), L1(0.1))
+
+
+CHILDREN = [(bilevel, ["upper", "lower"]), (composite, ["smooth"]), (finite_sum, []), (training, [])]
+
+
+@pytest.mark.parametrize(("make", "children"), CHILDREN)
+def test_evaluating_a_problem_or_its_children_does_not_change_what_it_is(
+    make: Callable[[], fl.Problem], children: list[str]
+) -> None:
+    problem = make()
+    before = problem_identity(problem)
+    for part in [getattr(problem, child) for child in children] or [problem]:
+        part.gradient(part.x0)
+    assert problem_identity(problem) == before
 
 
 def test_functions_of_the_seed_are_told_apart_by_what_they_hold() -> None:
@@ -130,3 +157,74 @@ def test_what_refers_to_itself_has_a_fingerprint() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
     assert fingerprint(loop) == fingerprint(loop) != fingerprint([1, [1]])
+
+
+CLASSES = """
+import functools, torch
+from fallline.core.method import Train
+SCALE = 1.0
+class Base(torch.optim.SGD):
+    momentum = 0.5
+    betas = (0.1, 0.2)
+    def step(self, closure=None):
+        return super().step(closure)
+    @classmethod
+    def make(cls, p): return cls(p, lr=0.1)
+    @staticmethod
+    def decay(t): return 1 / t
+    @property
+    def rate(self): return self.param_groups[0]["lr"] * 3
+class Own(Base):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr * SCALE)
+class Slow(Train):
+    def report(self, problem, state): return super().report(problem, state)
+"""
+EDITS = [("lr=lr * SCALE", "lr=lr * SCALE * 2"), ("SCALE = 1.0", "SCALE = 2.0"), ("closure)", "None)"),
+         ("momentum = 0.5", "momentum = 0.6"), ("(0.1, 0.2)", "(0.1, 0.3)"),
+         ("lr=0.1)\n    @", "lr=0.2)\n    @"), ("1 / t", "2 / t"), ("* 3", "* 4")]
+
+
+def module(folder: Path, text: str) -> Any:
+    """The text as a module, always of the same name."""
+    file = folder / f"{abs(hash(text))}.py"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("edited", file)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize(("old", "new"), EDITS)
+def test_a_class_whose_code_or_whose_bases_change_is_another(tmp_path: Path, old: str, new: str) -> None:
+    first, again, edited = (module(tmp_path, text).Own for text in (CLASSES, CLASSES, CLASSES.replace(old, new)))
+    assert CLASSES.count(old) == 1
+    assert fingerprint(first) == fingerprint(again) != fingerprint(edited)
+    assert fingerprint(first([torch.ones(1)])) != fingerprint(edited([torch.ones(1)]))
+
+
+def test_an_edited_method_runs_anew(tmp_path: Path) -> None:
+    storage, counts = Memory(), []
+    for text in (CLASSES, CLASSES, CLASSES.replace("return super().report", "state = dict(state); return super().report")):
+        notes, side = Notes(), Contender("slow", factory=module(tmp_path, text).Slow, fixed={"optimizer": torch.optim.SGD, "lr": 0.01},
+                                         space={})
+        runs(PROBLEM, [side], seeds=2, storage=storage, watcher=notes)
+        counts.append(len(notes.run))
+    assert counts == [2, 0, 2]
+
+
+def test_a_registered_class_is_told_apart_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for text in (CLASSES, CLASSES, CLASSES.replace("1 / t", "2 / t")):
+        monkeypatch.setitem(registry._classes, "own", module(tmp_path, text).Own)
+        found.append(Contender("own").identity)
+    assert found[0] == found[1] != found[2]
+
+
+def test_making_an_optimizer_does_not_change_what_its_class_is(tmp_path: Path) -> None:
+    own = module(tmp_path, CLASSES).Own
+    base, before = own.__base__, fingerprint(own)
+    for made in (own, base):
+        made([torch.ones(1, requires_grad=True)])
+        assert fingerprint(own) == before

@@ -37,6 +37,17 @@ def test_workers_do_not_change_what_comes_out() -> None:
     assert [len(side.tuning) for side in one.sides] == [7, 7]
 
 
+def test_what_a_script_defines_runs_in_workers_and_is_found_again(tmp_path: Path) -> None:
+    def printed(workers: str, file: str) -> list[bytes]:
+        command = [sys.executable, str(Path(__file__).with_name("script_run.py")), workers, str(tmp_path / file)]
+        return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.split()
+
+    found = printed("2", "shared")
+    assert len(set(found[:10])) == 10
+    assert found == printed("1", "shared") == printed("1", "other")
+    assert sorted(id.encode() for id in stored_ids(tmp_path / "shared")) == found[:10]
+
+
 def test_the_best_setting_is_run_at_seeds_that_were_not_tuned_on() -> None:
     side = runs(PROBLEM, [SGD], tune=5, seeds=3, tuning_seeds=2).sides[0]
     tuned, fresh = {r.seed for r in side.tuning}, {r.seed for r in side.evaluations}

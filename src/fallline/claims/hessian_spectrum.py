@@ -137,7 +137,7 @@ def one_basin(scale: Scale, seed: int) -> Evidence:
         at_most("barrier, large batch then small, from 20 steps", same[::2], 0.02),
         at_most("barrier, large batch then small, from 500 steps", same[1::2], 0.02),
         at_least("barrier, two initialisations, at 20 steps", apart, 0.2),
-        recorded("barrier, two initialisations, at 500 steps", late),
+        at_least("barrier, two initialisations, at 500 steps", late, 0.2),
         recorded("loss at 500 steps", losses),
     ], notes=["Large batch: all data. Small: 10 samples. The barrier between two initialisations is a matter of the cross-entropy's "
               "scale, and falls with the loss as training goes on. Full: ten times the steps of small batches."])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.nn.functional import softplus
 
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, exactly, recorded
+from fallline.core.driver import Moment
 from fallline.solvers import LazyCubicNewton, LazyNewton
 
 PAPER = Paper(
@@ -61,13 +64,20 @@ def logistic(features: int | None, seed: int) -> fl.Problem:
 
 def cost(problem: fl.Problem, period: int, steps: int) -> float:
     """Hessians plus gradients / d until f − f* ≤ 1e-8, at the best M; infinite if no M gets there."""
-    d = problem.x0.numel()
     best = float("inf")
+
+    def spent(counts: Mapping[str, int]) -> float:
+        return counts["hessians"] + counts["gradients"] / problem.x0.numel()
+
+    def ended(moment: Moment) -> bool:
+        assert moment.report.value is not None
+        # An M that has cost more than another that got there cannot be the best.
+        return float(moment.report.value) - problem.facts["best_value"] <= 1e-8 or spent(moment.counts) > best
+
     for M in REGULARISATIONS:
-        result = fl.solve(problem, LazyNewton(period=period, M=M, adaptive=False), fl.Budget(steps=steps),
-                          callback=lambda m: float(m.report.value) - problem.facts["best_value"] <= 1e-8)
+        result = fl.solve(problem, LazyNewton(period=period, M=M, adaptive=False), fl.Budget(steps=steps), callback=ended)
         if result.status == "stopped":
-            best = min(best, result.counts["hessians"] + result.counts["gradients"] / d)
+            best = min(best, spent(result.counts))
     return best
 
 
@@ -79,18 +89,19 @@ def arithmetic(scale: Scale, seed: int) -> Evidence:
     costs = {m: cost(problem, m, steps) for m in periods}
     cheapest = min(periods, key=costs.__getitem__)
     sizes = (16, 144) if scale is Scale.QUICK else (16, 144, 2_000)
-    gains = [(p := logistic(d, seed), cost(p, 1, steps) / cost(p, d, steps))[1] for d in sizes]
+    gains = {d: [cost(p, 1, steps) / cost(p, d, steps) for p in (logistic(d, s) for s in range(seed, seed + 3))] for d in sizes}
+    small, large = gains[sizes[0]], gains[sizes[-1]]
     return Evidence(
         [
             at_most("cost(m = d) / cost(m = 1)", costs[65] / costs[1], 0.25),
             exactly("cheapest period is 16 or 65", float(cheapest in (16, 65)), 1.0),
-            at_least(f"gain at d = {sizes[-1]} over gain at d = {sizes[0]}", gains[-1] / gains[0], 1.0),
+            at_least(f"gain at d = {sizes[-1]} over gain at d = {sizes[0]}", [b / a for a, b in zip(small, large, strict=True)], 1.0),
             recorded("cheapest period", cheapest),
-            *(recorded(f"gain at d = {d}", gain) for d, gain in zip(sizes, gains, strict=True)),
+            *(recorded(f"gain at d = {d}", gain) for d, gain in gains.items()),
         ],
         curves={"cost against period": (periods, [costs[m] for m in periods])},
-        notes=["Hessians count as d gradients; M is the best of 0.001, 0.01, 0.1 and 1 for every period. Full: d = 2,000 random "
-               "features as well."],
+        notes=["Hessians count as d gradients; M is the best of 0.001, 0.01, 0.1 and 1 for every period. Random features "
+               "are drawn at three seeds; the digits themselves have none. Full: d = 2,000 random features as well."],
     )
 
 

@@ -23,12 +23,16 @@ def parse_budget(texts: list[str]) -> Budget | None:
     limits: dict[str, float] = {}
     for text in (part for entry in texts for part in entry.split(",")):
         name, equals, amount = text.partition("=")
+        name = name.strip()
         try:
-            limits[name.strip()] = float(amount) if name.strip() == "seconds" else int(float(amount))
-        except (ValueError, OverflowError):
+            number = float(amount)
+        except ValueError:
             equals = ""
-        if not equals or not name.strip().isidentifier():
+        if not equals or not name.isidentifier():
             raise StudyError(f"--budget must be NAME=NUMBER, got {text!r}; for example --budget steps=500")
+        if name != "seconds" and not number.is_integer():
+            raise StudyError(f"--budget {name} must be a whole number, got {text!r}; only seconds may be a fraction")
+        limits[name] = number if name == "seconds" else int(number)
     try:
         return Budget(**limits) if limits else None  # type: ignore[arg-type]
     except ValueError as error:

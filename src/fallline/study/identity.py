@@ -1,11 +1,16 @@
 """What a thing is, as text: equal for equal inputs in every process, different when data or code differ.
 
     fingerprint(function) = hash(name, bytecode, constants, defaults, closure, what it names in its own module)
+    fingerprint(class)    = hash(name, its own functions and attributes, its bases)
     fingerprint(tensor)   = hash(dtype, shape, bytes)
     fingerprint(object)   = hash(type, attributes)
 
-No address enters, so a stored trial is found again by another process. What only an address tells apart (a generator, an open file)
-looks the same as another of its type.
+Not followed: the classes of torch, numpy, fallline and Python itself, which are their names (fallline's version enters a trial's
+id beside them); the functions and classes that a function names and another module defines, and all that it reaches as
+``module.name``, which are names too: a change there is not seen.
+
+No address enters, so a stored trial is found again by another process, and no count of what was evaluated. What only an address
+tells apart (a generator, an open file) looks the same as another of its type.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +32,7 @@ from fallline.core.counts import Counts
 from fallline.core.objective import Training
 from fallline.core.problem import Problem
 
+KNOWN_BY_NAME = {"torch", "numpy", "fallline", *sys.stdlib_module_names} - {"__main__"}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
@@ -42,9 +49,8 @@ def fingerprint(thing: Any) -> str:
 
 def problem_identity(problem: Problem) -> str:
     """Hash of a problem: everything it holds, and what it answers at its starting point; nothing is counted."""
-    held = {name: value for name, value in vars(problem).items() if name != "counts"}
     observed = sorted(problem.observe(problem.x0).items())
-    return digest([fingerprint(held), observed, fingerprint(_gradient(problem))])
+    return digest([fingerprint(vars(problem)), observed, fingerprint(_gradient(problem))])
 
 
 def _gradient(problem: Problem) -> Any:
@@ -59,7 +65,13 @@ def _gradient(problem: Problem) -> Any:
 
 def where(thing: Any) -> str:
     """Module and qualified name."""
-    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    return f"{_module(thing)}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _module(thing: Any) -> str:
+    """Where a thing is defined; a script is one module, run as itself or imported by a worker."""
+    name = str(getattr(thing, "__module__", ""))
+    return "__main__" if name == "__mp_main__" else name
 
 
 Seen = dict[int, tuple[int, Any]]
@@ -69,6 +81,8 @@ def _described(thing: Any, seen: Seen) -> Any:
     """Plain data that says what a thing is; something met before is its number in the order of meeting."""
     if isinstance(thing, PLAIN):
         return [type(thing).__name__, repr(thing)]
+    if isinstance(thing, Counts):
+        return "counts"
     if id(thing) in seen:
         return ["met", seen[id(thing)][0]]
     seen[id(thing)] = (len(seen), thing)  # kept alive, so that no other object gets its address
@@ -85,6 +99,10 @@ def _described(thing: Any, seen: Seen) -> Any:
         return ["partial", [_described(part, seen) for part in (thing.func, thing.args, thing.keywords)]]
     if isinstance(thing, types.MethodType):
         return ["method", _described(thing.__func__, seen), _described(thing.__self__, seen)]
+    if isinstance(thing, staticmethod | classmethod):
+        return [where(type(thing)), _described(thing.__func__, seen)]
+    if isinstance(thing, property):
+        return ["property", [_described(part, seen) for part in (thing.fget, thing.fset, thing.fdel)]]
     if isinstance(thing, types.FunctionType):
         return _function(thing, seen)
     if isinstance(thing, type):
@@ -136,11 +154,24 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _class(found: type, seen: Seen) -> list[Any]:
-    """A class by its name, and by what it defines where its name may be another class's tomorrow."""
-    if "<locals>" not in found.__qualname__ and found.__module__ != "__main__":
+    """A class by its name, and, unless it is a library's, by what it and its bases define."""
+    if "<locals>" not in found.__qualname__ and _module(found).partition(".")[0] in KNOWN_BY_NAME:
         return [where(found)]
-    own = {name: value for name, value in vars(found).items() if inspect.isfunction(value) or isinstance(value, PLAIN)}
-    return [where(found), [where(base) for base in found.__bases__], _described(own, seen)]
+    return [where(found), [_described(base, seen) for base in found.__bases__], _described(_own(found), seen)]
+
+
+def _own(found: type) -> dict[str, Any]:
+    """What a class defines, as if none had been made: torch wraps an optimizer's step, also an inherited one, when it is first made."""
+    functions = types.FunctionType | staticmethod | classmethod
+    defined = {name: value for name, value in vars(found).items() if isinstance(value, functions) or not name.startswith("__")}
+    plain = {name: _unhooked(value) for name, value in defined.items()}
+    inherited = {name: _unhooked(getattr(super(found, found), name, None)) for name in defined if plain[name] is not defined[name]}
+    return {name: value for name, value in plain.items() if name not in inherited or value is not inherited[name]}
+
+
+def _unhooked(value: Any) -> Any:
+    """The function within torch's wrapper, which is marked by its attribute ``hooked``."""
+    return inspect.unwrap(value, stop=lambda function: not hasattr(function, "hooked"))
 
 
 def _object(thing: Any, seen: Seen) -> list[Any]:

@@ -81,6 +81,7 @@ class _Terms:
     """What every side is given."""
 
     problem: ProblemSpec
+    identities: Mapping[str, str]
     limits: Mapping[str, float]
     tune: int
     tuning_seeds: int
@@ -89,7 +90,7 @@ class _Terms:
     metric: str
 
     def trial(self, side: Contender, setting: Mapping[str, Any], seed: int) -> Trial:
-        return Trial(self.problem, side, setting, self.limits, seed, self.metric)
+        return Trial(self.problem, side, self.identities[side.title], setting, self.limits, seed, self.metric)
 
 
 def _plan(side: Contender, terms: _Terms) -> Plan:
@@ -133,9 +134,9 @@ class _Schedule:
         while len(self.sides) < len(self._plans):
             trial, outcome = self._executor.finished()
             record = failed(trial, "error", outcome.reason) if isinstance(outcome, Lost) else outcome
-            self._running.discard(record.id)
+            self._running.discard(trial.id)
             self._storage.put(record)
-            self._keep(record, stored=False)
+            self._keep(trial, record, stored=False)
             for index in range(len(self._plans)):
                 self._advance(index)
         return [self.sides[index] for index in range(len(self._plans))]
@@ -148,14 +149,14 @@ class _Schedule:
             if trial.id in self._records:
                 continue
             if record is not None and record.status != "error":  # what raised is tried again: its cause may be gone
-                self._keep(record, stored=True)
+                self._keep(trial, record, stored=True)
             elif trial.id not in self._running:
                 self._running.add(trial.id)
                 self._executor.submit(trial)
         self._advance(index)
 
-    def _keep(self, record: Record, *, stored: bool) -> None:
-        self._records[record.id] = record
+    def _keep(self, trial: Trial, record: Record, *, stored: bool) -> None:
+        self._records[trial.id] = record
         if self._watcher:
             self._watcher.finished(record, stored)
 
@@ -228,12 +229,13 @@ def runs(
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise StudyError(f"{name} must be a whole number of at least {least}, got {number!r}")
     spec, sides = problem_spec(problem), _contenders(methods)
+    identities = {side.title: side.identity for side in sides}  # before anything of theirs runs and changes what they read
     example = spec(seed)
     limits = checked_budget(budget, example).limits
     for side in sides:
         _checked(side, probe(side, seed), example)
     chosen = pick_metric(example.observe(example.x0), metric or example.metric)
-    terms = _Terms(spec, limits, tune, tuning_seeds, seeds, seed, chosen)
+    terms = _Terms(spec, identities, limits, tune, tuning_seeds, seeds, seed, chosen)
     _counted(sides, terms)
     opened = open_storage(storage)
     if watcher:

@@ -75,8 +75,8 @@ class Contender:
 
     @property
     def identity(self) -> str:
-        """The method as text: its registered name, or a hash of the factory's code and of what it holds."""
-        return self.name if self.factory is None else fingerprint(self.factory)
+        """The method as text: a hash of the factory, or of the registered class."""
+        return fingerprint(registry.lookup(self.name) if self.factory is None else self.factory)
 
 
 def contender(method: str | Contender | type) -> Contender:
@@ -103,26 +103,31 @@ def checked_budget(budget: Budget | None, problem: Problem) -> Budget:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run to be made: everything that determines its outcome."""
+    """One run to be made: everything that determines its outcome.
+
+    ``method`` is the contender's identity, and ``id`` the hash of all inputs: two trials with one id are the same run. Both are
+    found where the trial is planned and travel with it: in a worker the same code may lie under another module's name, and what
+    a function reads in its module may have changed.
+    """
 
     problem: ProblemSpec
     contender: Contender
+    method: str
     setting: Mapping[str, Any]
     limits: Mapping[str, float]
     seed: int
     metric: str | None = None
+    id: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = {name: fingerprint(value) for name, value in self.hyperparameters.items()}
+        inputs = [self.problem.name, self.problem.identity, self.contender.title, self.method, given]
+        object.__setattr__(self, "id", digest([*inputs, dict(self.limits), self.seed, self.metric, __version__]))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """All hyperparameters that are given, tuned or fixed."""
         return {**self.contender.fixed, **self.setting}
-
-    @property
-    def id(self) -> str:
-        """Hash of the inputs: two trials with one id are the same run."""
-        given = {name: fingerprint(value) for name, value in self.hyperparameters.items()}
-        inputs = [self.problem.name, self.problem.identity, self.contender.title, self.contender.identity, given]
-        return digest([*inputs, dict(self.limits), self.seed, self.metric, __version__])
 
     @property
     def budget(self) -> Budget:

@@ -144,7 +144,7 @@ def _warm_up(trial: Trial) -> Result:
 
 def _meet(trial: Trial) -> None:
     """Warm up the first time that this process meets a method."""
-    met = (trial.problem.identity, trial.contender.identity)
+    met = (trial.problem.identity, trial.method)
     if met not in _warmed:
         _warm_up(trial)
         _warmed.add(met)
