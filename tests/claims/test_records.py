@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fallline.claims import (
     Scale,
@@ -86,6 +87,17 @@ def test_a_claim_that_raises_is_an_error_and_not_a_verdict(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="raised"):
         record(result, tmp_path)
     assert not evidence_path("steep-path", folder=tmp_path).exists()
+
+
+def test_a_quick_claim_has_one_thread_whatever_its_process_has(package: Path) -> None:
+    (package / "steep_path.py").write_text(MODULE.replace("long = [", "import torch; long = 3 * [0.5 * torch.get_num_threads()] or ["))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert check("steep-path").figures[0].measured == (0.5, 0.5, 0.5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
