@@ -34,6 +34,7 @@ def test_storage_stays_the_user_s():
     p = parameter(10)
     optim.Adam([p]).step()
     p.data.resize_(100)
+    assert p.untyped_storage().nbytes() == 400
 
 
 @pytest.mark.parametrize("block", [64, 1024, 2048, 2**20, 2**21])
@@ -137,7 +138,7 @@ def test_autocast_does_not_reach_the_rule(make):
 def test_groups_that_torch_s_averaging_schedule_marked_make_an_optimizer():
     optimizer = optim.Adam([parameter(4)])
     torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05)
-    optim.Adam(optimizer.param_groups)
+    assert optim.Adam(optimizer.param_groups).param_groups[0]["swa_lr"] == 0.05
 
 
 @pytest.mark.parametrize(("name", "value", "words"), [
