@@ -40,6 +40,13 @@ def test_compare_writes_report_picture_and_records(
     found = json.loads(second.out)
     assert [row["rank"] for row in found["leaderboard"]] == [1, 2] and second.err == ""
     assert found["report"] == str(tmp_path / "report.html")
+    again = tmp_path / "again.html"
+    assert run(monkeypatch, "report", str(tmp_path), "--out", str(again)) == 0
+    assert again.read_text() == (tmp_path / "report.html").read_text()
+    assert run(monkeypatch, "report", str(tmp_path / "trials.sqlite"), "--problem", "other") == 2
+    assert "there are studies of descent_problem" in capsys.readouterr().err
+    assert run(monkeypatch, "report", str(tmp_path), "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["leaderboard"] == found["leaderboard"]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,9 @@ def test_compare_writes_report_picture_and_records(
         (("--metric", "beauty"), "beauty"),
         (("--budget", "nosuch=5"), "'nosuch' is counted by no method here"),
         (("--budget", "gradiants=5"), "did you mean 'gradients'"),
+        (("--prune", "hopeless"), "prune must be None, 'median'"),
+        (("--methods", "mine.py:Own"), "mine.py"),
+        (("--axis", "parsecs"), "axis 'parsecs' is counted by no method here"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(

@@ -18,6 +18,7 @@ _HOMES = {
     "Saddle": "core.constructors", "BlackBox": "core.constructors", "Problem": "core.problem",
     "Method": "core.method", "AskTell": "core.method", "Train": "core.method", "Fitted": "core.method",
     "Report": "core.method", "Result": "core.result", "solve": "core.driver", "minimize": "core.minimize",
+    "Uniform": "core.space", "LogUniform": "core.space", "Integers": "core.space", "Choice": "core.space",
     "compare": "study", "MissingOracle": "core.errors", "NonFiniteError": "core.errors",
 }
 _PACKAGES = ("core", "optim", "solvers", "bilevel", "blackbox", "distributed", "landscape", "problems", "claims", "study")

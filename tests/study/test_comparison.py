@@ -15,8 +15,9 @@ from sides import ADAM, PROBLEM, SGD, WILD
 
 from fallline.core.budget import Budget
 from fallline.core.constructors import FiniteSum, Smooth
-from fallline.study import Comparison, Contender, Record, RunTable, Side, StudyError, compare
-from fallline.study.sources import problem_spec
+from fallline.core.space import LogUniform
+from fallline.study import Comparison, Entrant, Memory, Record, RunTable, Side, StudyError, Terms, compare, stored
+from fallline.study.report import write_report
 from fallline.study.terminal import write_svg
 
 
@@ -28,27 +29,31 @@ def made(**values: list[float]) -> Comparison:
             Record(title, "p", title, {}, {"steps": 3}, i, "finished" if math.isfinite(v) else "divergent", "loss", v)
             for i, v in enumerate(found)
         ]
-        return Side(Contender(title), {}, (), tuple(records))
+        return Side(Entrant(title, title, True, {}, {}), {}, (), tuple(records))
 
     sides = tuple(side(title, found) for title, found in values.items())
     seeds = len(next(iter(values.values())))
-    return Comparison(RunTable(problem_spec(PROBLEM), sides, {"steps": 3.0}, 0, 1, seeds, "loss"))
+    return Comparison(RunTable(Terms("p", "smooth", {"steps": 3.0}, 0, 1, seeds, 0, "loss"), sides))
 
 
-def test_a_winner_needs_a_spread_apart_from_every_other() -> None:
-    clear = made(a=[1.0, 1.1, 1.2], b=[1.3, 1.4, 1.5], c=[2.0, 3.0, 1.21])
+def test_a_winner_is_told_apart_from_every_other_at_the_same_seeds() -> None:
+    clear = made(a=[1.0, 1.1, 1.2], b=[1.3, 1.4, 1.5], c=[2.0, 3.0, 2.5])
     assert clear.winner == "a" and "a wins: loss 1.1 (1 to 1.2), 21% below b" in clear.headline
-    close = made(a=[1.0, 1.1, 1.35], b=[1.3, 1.4, 1.5])
+    assert "p = 0.0" in clear.outcome and clear.leaderboard[0].p is None
+    paired = made(a=[1.0, 2.0, 4.0], b=[1.2, 2.5, 4.7])  # ranges overlap, and a is ahead by alike factors at every seed
+    assert paired.winner == "a"
+    close = made(a=[1.0, 1.1, 1.35], b=[1.3, 1.4, 1.4])
     assert close.winner is None and "No clear winner between a and b" in close.headline
     assert [row.method for row in close.leaders] == ["a", "b"]
+    third = made(a=[1.0, 1.1, 1.2], b=[1.3, 1.4, 1.5], c=[2.0, 3.0, 1.21])
+    assert third.winner is None and [row.method for row in third.leaders] == ["a", "c"]
 
 
-@pytest.mark.parametrize("values", [{"a": [1.0] * 3, "b": [9.0] * 3}, {"a": [1.0, 1.1, 1.2], "b": [9.0] * 3},
-                                    {"a": [1.0] * 3, "b": [8.0, 9.0, 9.5]}])
-def test_the_same_run_at_every_seed_is_one_seed(values: dict[str, list[float]]) -> None:
-    found = made(**values)
-    assert found.winner is None and "one seed: no winner" in found.headline
-    assert found.repeated == [name for name, runs in values.items() if len(set(runs)) == 1]
+def test_the_same_run_at_every_seed_is_one_seed() -> None:
+    found = made(a=[1.0] * 3, b=[9.0] * 3)
+    assert found.winner is None and "every seed gave a and b the same run, which is one seed: no winner" in found.headline
+    assert [row.p for row in found.leaderboard] == [None, None]
+    assert made(a=[1.0] * 3, b=[8.0, 9.0, 9.5]).winner == "a"
 
 
 def test_runs_that_end_alike_and_went_differently_are_several() -> None:
@@ -62,7 +67,7 @@ def test_runs_that_end_alike_and_went_differently_are_several() -> None:
 def test_a_deterministic_problem_names_no_winner() -> None:
     still = Smooth(lambda x: (x**2).sum(), torch.ones(3), name="still")
     found = compare(still, [SGD, ADAM], tune=1, seeds=3, budget=Budget(steps=5), progress=False)
-    assert found.winner is None and set(found.repeated) == {"sgd", "adam"}
+    assert found.winner is None and all(row.repeated for row in found.leaderboard)
 
 
 def test_sides_that_spent_different_amounts_are_said_to(tmp_path: Path) -> None:
@@ -72,9 +77,9 @@ def test_sides_that_spent_different_amounts_are_said_to(tmp_path: Path) -> None:
     assert {row.method: found.spent(row) for row in found.leaderboard} == {"sgd": 10, "powersgd": 40}
     said = "different amounts of samples a run (powersgd 40, sgd 10)"
     report = found.report(tmp_path / "report.html").read_text()
-    assert said in found.headline and said in report and "40 samples" in report and "samples" in repr(found)
+    assert said in " ".join(found.limits) and said in report and "40 samples" in report and said in repr(found).replace("\n", "")
     equal = compare(drawn, [SGD, "powersgd"], tune=1, seeds=2, budget=Budget(samples=40), progress=False)
-    assert equal.unequal == "" and {equal.spent(row) for row in equal.leaderboard} == {40}
+    assert "different amounts" not in " ".join(equal.limits) and {equal.spent(row) for row in equal.leaderboard} == {40}
 
 
 def test_one_seed_names_no_winner() -> None:
@@ -108,10 +113,11 @@ def test_text_and_frame_hold_every_side_and_trial(real: Comparison) -> None:
 
 
 def test_plot_has_a_line_a_side(real: Comparison) -> None:
-    for axis in ("step", "seconds", "oracle calls"):
+    for axis in ("steps", "seconds", "oracle calls", "gradients"):
         assert {trace.name for trace in real.plot(axis).data if trace.name} == {"sgd", "adam", "wild"}
-    with pytest.raises(StudyError, match="parsecs"):
-        real.plot("parsecs")
+    for refused in (lambda: real.plot("parsecs"), lambda: Comparison(real.table, "parsecs")):
+        with pytest.raises(StudyError, match=r"got 'parsecs'; they counted steps, seconds, oracle calls, gradients"):
+            refused()
 
 
 class Page(HTMLParser):
@@ -146,11 +152,15 @@ def test_the_report_is_one_small_file_that_fetches_nothing(real: Comparison, tmp
 
 def test_the_report_says_what_the_comparison_says(real: Comparison, tmp_path: Path) -> None:
     text = real.report(tmp_path / "report.html").read_text()
-    assert real.outcome in text and real.terms in text
+    assert real.outcome in text and real.given in text
     assert f"torch.optim.SGD(model.parameters(), lr={real.table['sgd'].setting['lr']:.4g})" in text
     points = json.loads(re.search(r'id="points">(.*?)</script>', text).group(1))  # type: ignore[union-attr]
     assert len(points) == text.count("data-chart=")
     assert all({series["title"] for series in chart} == {"sgd", "adam", "wild"} for chart in points)
+    assert all(f'value="{axis}"' in text for axis in ("steps", "seconds", "oracle calls", "gradients"))
+    assert re.findall(r'type="radio"[^>]*value="([^"]*)" checked', text) == ["steps"]
+    first = Comparison(real.table, "gradients").report(tmp_path / "other.html").read_text()
+    assert re.findall(r'type="radio"[^>]*value="([^"]*)" checked', first) == ["gradients"]
     assert text.count('class="cross') == sum(row.tuning_diverged for row in real.leaderboard) == 1
     assert not re.search(r'[ ,="]-?(nan|inf)[ ,"]', text)
 
@@ -170,3 +180,54 @@ def test_an_unwritable_report_names_the_path(real: Comparison, tmp_path: Path) -
 def test_the_picture_of_the_terminal_fetches_nothing(real: Comparison, tmp_path: Path) -> None:
     drawn = write_svg(real, tmp_path / "leaderboard.svg").read_text()
     assert "font-face" not in drawn and "https://cdn" not in drawn and "sgd" in drawn
+
+
+def test_a_storage_gives_the_comparison_back(tmp_path: Path) -> None:
+    file = tmp_path / "trials.sqlite"
+    with pytest.raises(StudyError, match=r"trials\.sqlite"):
+        stored(file)
+    assert not file.exists()
+    sides = [replace(SGD, fixed={"momentum": 0.5}), WILD]
+    one = compare(PROBLEM, sides, tune=3, seeds=2, storage=file, progress=False)
+    again = compare(PROBLEM, sides, tune=3, seeds=2, storage=file, progress=False)
+    two = compare(PROBLEM, sides, tune=3, seeds=3, storage=file, progress=False)
+    first, second = stored(file)
+    for back, made in ((first, one), (second, two)):
+        assert back.to_dict() == made.to_dict() and repr(back) == repr(made)
+        assert back.report(tmp_path / "a.html").read_text() == made.report(tmp_path / "b.html").read_text()
+    assert again.to_dict() == one.to_dict()
+
+
+def test_several_studies_stand_side_by_side(real: Comparison, tmp_path: Path) -> None:
+    other = made(sgd=[1.0, 1.1, 1.2], solo=[2.0, 3.0, 2.5])
+    text = write_report([real, other], tmp_path / "report.html").read_text()
+    overview = text[text.index("side by side</h1>") : text.index('id="study-1"')]
+    assert [name in overview for name in ("sgd", "adam", "wild", "solo")] == [True] * 4
+    assert '<td class="who">sgd</td><td class="n' in overview and '<td class="n best">1.1</td>' in overview
+    assert real.outcome in text and other.outcome in text
+    points = json.loads(re.search(r'id="points">(.*?)</script>', text).group(1))  # type: ignore[union-attr]
+    assert [int(n) for n in re.findall(r'data-chart="(\d+)"', text)] == list(range(len(points)))
+
+
+def test_what_limits_the_answer_is_said(real: Comparison) -> None:
+    said = " ".join(real.limits)
+    assert "Settings were chosen at one seed each." in said and "different amounts" not in said
+    assert "tuning trials of wild" not in said  # half of a side's trials may diverge before it is worth a word
+    sgd = real.table["sgd"]
+    entrant = replace(sgd.entrant, space={"lr": LogUniform(1e-3, 1.0)})
+    for lr, at_end in ((0.999, True), (0.03, False)):
+        side = replace(sgd, entrant=entrant, setting={"lr": lr})
+        limits = Comparison(replace(real.table, sides=(side,))).limits
+        assert ("sgd (lr=0.999 of 0.001 to 1, logarithmic)" in " ".join(limits)) is at_end
+
+
+def test_effort_is_reported_for_every_tuned_side(real: Comparison) -> None:
+    for row in real.to_dict()["leaderboard"]:
+        best = row["best_after_trials"]
+        assert len(best) == row["tuning_trials"] and best[-1] == min(r.score for r in real.table[row["method"]].tuning)
+
+
+def test_a_memory_storage_holds_studies_too() -> None:
+    memory = Memory()
+    one = compare(PROBLEM, [SGD], tune=1, seeds=2, storage=memory, progress=False)
+    assert stored(memory)[0].to_dict() == one.to_dict()

@@ -63,9 +63,10 @@ def test_records_hold_the_whole_run() -> None:
     record = runs(PROBLEM, [SGD], tune=1, seeds=1).sides[0].evaluations[0]
     assert record.metric == "gap" and record.steps == 30 and record.counts["gradients"] == 30
     assert record.start == pytest.approx(problem(1).observe(problem(1).x0)["gap"])
-    assert record.curve["step"][0] == 0 and record.curve["step"][-1] == 30
+    assert record.curve["steps"][0] == 0 and record.curve["steps"][-1] == 30
     assert record.curve["value"][0] == pytest.approx(record.start) and record.curve["value"][-1] == record.value
-    assert record.curve["oracle calls"][-1] == 30
+    assert record.curve["oracle calls"][-1] == record.curve["gradients"][-1] == 30
+    assert record.state_bytes == 0 and record.by_point[30] == record.curve["value"][15]
     assert set(record.versions) == {"fallline", "torch", "python"}
 
 
@@ -114,7 +115,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 def stored_ids(file: Path) -> list[str]:
     try:
         with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
-            return [id for (id,) in connection.execute("select id from fallline_trials")]
+            return [id for (id,) in connection.execute("select id from fallline_records")]
     except sqlite3.OperationalError:
         return []
 
@@ -224,7 +225,7 @@ def test_nothing_to_tune_is_not_tuned() -> None:
 
 def test_a_problem_made_on_the_spot_runs_here_and_is_refused_by_workers() -> None:
     here = Smooth(lambda x: (x**2).sum(), torch.ones(3), name="bowl")
-    assert runs(here, [SGD], tune=2, seeds=1, budget=Budget(steps=10)).metric == "value"
+    assert runs(here, [SGD], tune=2, seeds=1, budget=Budget(steps=10)).terms.metric == "value"
     with pytest.raises(StudyError, match="workers=1"):
         runs(here, [SGD], tune=2, seeds=1, budget=Budget(steps=10), workers=2)
 
@@ -232,7 +233,7 @@ def test_a_problem_made_on_the_spot_runs_here_and_is_refused_by_workers() -> Non
 def test_budgets_of_counts_and_seconds_are_spent_alike() -> None:
     table = runs(PROBLEM, [SGD, ADAM], tune=2, seeds=1, budget=Budget(gradients=17))
     assert {record.counts["gradients"] for record in table.records} == {17}
-    assert all(len(record.curve["step"]) >= 17 for record in table.records)
+    assert all(len(record.curve["steps"]) >= 17 for record in table.records)
     timed = runs(PROBLEM, [SGD], tune=1, seeds=1, budget=Budget(seconds=0.02), workers=2).records
     assert all(record.seconds >= 0.02 and record.status == "finished" for record in timed)
 

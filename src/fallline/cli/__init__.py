@@ -1,4 +1,4 @@
-"""The command ``fallline``: compare methods, list papers, show one, run claims, write the gallery.
+"""The command ``fallline``: compare methods, begin a problem, list papers, show one, run claims, write the gallery.
 
 Modules that take time to import are imported by the command that needs them, so that ``--help`` answers at once.
 """
@@ -9,7 +9,8 @@ import sys
 
 import typer
 
-from fallline.cli.comparing import compare
+from fallline.cli.beginning import new_problem
+from fallline.cli.comparing import compare, report
 from fallline.cli.reading import gallery, papers, show
 from fallline.cli.verifying import check
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, papers, show, check, gallery):
+for command in (compare, report, new_problem, papers, show, check, gallery):
     app.command()(command)
 
 

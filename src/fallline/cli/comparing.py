@@ -1,12 +1,12 @@
-"""``fallline compare``."""
+"""``fallline compare`` and ``fallline report``."""
 
 from __future__ import annotations
 
 import json
-import math
+import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -51,50 +51,38 @@ def writable(folder: Path) -> Path:
         raise StudyError(f"--out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
 
 
-def as_json(comparison: Comparison, report: Path) -> dict[str, Any]:
-    """The outcome for another program; a value that is not finite is null."""
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    rows = [
-        {
-            "rank": row.rank,
-            "method": row.method,
-            "median": finite(row.spread.median),
-            "low": finite(row.spread.low),
-            "high": finite(row.spread.high),
-            "seeds": row.spread.count,
-            "diverged": row.diverged,
-            "tuning_trials": row.tuning_trials,
-            "tuning_diverged": row.tuning_diverged,
-            "seconds": row.seconds,
-            "counts": dict(row.counts),
-            "spent": {comparison.spending: comparison.spent(row)},
-            "different_runs": row.different,
-            "setting": dict(row.setting),
-            "errors": list(row.errors),
-        }
-        for row in comparison.leaderboard
-    ]
-    head = {"problem": comparison.table.problem.name, "metric": comparison.table.metric, "winner": comparison.winner}
-    return {**head, "headline": comparison.headline, "leaderboard": rows, "report": str(report)}
+def listed(methods: str) -> list[str]:
+    """``"adamw,optim,my.py:Descent"`` as names; what Python imports from here is found, as it is by ``python -m``."""
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if any(":" in name for name in names) and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return names
 
 
 def compare(
     problem: Annotated[str, typer.Argument(help="A ready problem, or a Python file with `def problem(seed: int)`.")],
-    methods: Annotated[str, typer.Option(help="Names joined by commas, or `all` that fit.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Joined by commas: names, rooms, `all` that fit, your own as FILE.py:CLASS or MODULE:CLASS.")
+    ] = "all",
     budget: Annotated[
         list[str], typer.Option(help="Of every trial: steps=500, seconds=10, gradients=2000; the problem's own by default.")
     ] = [],  # noqa: B006 - typer makes a fresh list for every call
     tune: Annotated[int, typer.Option(help="Settings tried of every method; 0 keeps their defaults.")] = 8,
     seeds: Annotated[int, typer.Option(help="Fresh seeds at which the best setting is run.")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(help="Seeds at which every setting is tried.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     metric: Annotated[str | None, typer.Option(help="What the problem observes and decides, smaller being better.")] = None,
+    prune: Annotated[str | None, typer.Option(help="Stop hopeless tuning trials early: median.")] = None,
+    axis: Annotated[
+        str | None, typer.Option(help="The cost shown first: steps, seconds, gradients, values, hvps, bytes, samples …")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes side by side.")] = 2,
+    cluster: Annotated[
+        str | None, typer.Option(help="Run the trials on a Ray cluster, ray://HOST:10001, or on a Ray of this machine: local.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; `fallline-PROBLEM` by default.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL or SQLite file of the trials; in the folder by default.")] = None,
-    as_json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Tune every method alike on a problem, run the best settings over fresh seeds, and write report.html.
 
@@ -106,34 +94,72 @@ def compare(
     limits = parse_budget(budget)
     spec = problem_spec(problem)
     folder = writable(out or Path(f"fallline-{spec.name}"))
-    names = "all" if methods.strip() == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     comparison = run(
         spec,
-        names,
+        listed(methods),
         limits,
         tune=tune,
         seeds=seeds,
+        tuning_seeds=tuning_seeds,
         seed=seed,
         metric=metric,
+        prune=prune,
+        axis=axis,
         workers=workers,
+        cluster=cluster,
         storage=storage or folder / "trials.sqlite",
-        progress=False if as_json_ else None,
+        progress=False if as_json else None,
     )
-    _present(comparison, folder, as_json_)
+    _present(comparison, folder, as_json)
     if not comparison.leaders and len(comparison.errors) == len(comparison.leaderboard):
         raise typer.Exit(1)
 
 
 def _present(comparison: Comparison, folder: Path, machine: bool) -> None:
+    """Print the outcome, then write the report: a full disk does not take away what was found."""
     from rich.console import Console
 
     from fallline.study.terminal import print_comparison, write_svg
 
-    report = comparison.report(folder / "report.html")
-    write_svg(comparison, folder / "leaderboard.svg")
+    console, path = Console(), folder / "report.html"
     if machine:
-        print(json.dumps(as_json(comparison, report), indent=1, ensure_ascii=False, default=repr))
+        print(json.dumps({**comparison.to_dict(), "report": str(path)}, indent=1, ensure_ascii=False, default=repr))
+    else:
+        print_comparison(comparison, console)
+    comparison.report(path)
+    write_svg(comparison, folder / "leaderboard.svg")
+    if not machine:
+        console.print(f"Report: {path}", highlight=False, soft_wrap=True)
+
+
+def report(
+    storages: Annotated[list[str], typer.Argument(help="Database URLs, SQLite files, or folders that `compare` wrote.")],
+    problems: Annotated[list[str], typer.Option("--problem", help="Only the studies of this problem; may be repeated.")] = [],  # noqa: B006
+    latest: Annotated[bool, typer.Option(help="Only the latest study of every problem, or all of them.")] = True,
+    axis: Annotated[str | None, typer.Option(help="The cost shown first: steps, seconds, gradients …")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as a JSON list instead.")] = False,
+) -> None:
+    """Write the report anew from stored trials, several studies side by side; nothing is run."""
+    from fallline.study import StudyError, stored
+    from fallline.study.comparison import Comparison
+    from fallline.study.report import write_report
+
+    found = [entry for storage in storages for entry in stored(_storage_in(storage))]
+    kept = [entry for entry in found if not problems or entry.table.terms.problem in problems]
+    if not kept:
+        there = ", ".join(sorted({entry.table.terms.problem for entry in found}))
+        raise StudyError(f"no study of {', '.join(problems)} is stored; there are studies of {there}")
+    if latest:
+        kept = list({entry.table.terms.problem: entry for entry in kept}.values())
+    shown = [Comparison(entry.table, axis) for entry in kept]
+    if as_json:
+        print(json.dumps([entry.to_dict() for entry in shown], indent=1, ensure_ascii=False, default=repr))
         return
-    console = Console()
-    print_comparison(comparison, console)
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    print(write_report(shown, out))
+
+
+def _storage_in(place: str) -> str:
+    """The storage itself, or the one in a folder that ``compare`` wrote."""
+    inside = Path(place) / "trials.sqlite"
+    return str(inside) if "://" not in place and inside.is_file() else place

@@ -57,7 +57,8 @@ def check(
 
 def _results(jobs: list[Job], workers: int) -> Iterator[tuple[str, PaperResult | Lost]]:
     """Every paper's result: in this process in order, in several as they end."""
-    from fallline.study.executors import Executor, Processes, Serial
+    from fallline.study.executors import Executor, Serial
+    from fallline.study.processes import Processes
 
     executor: Executor[Job, PaperResult] = Serial(run_job) if workers == 1 else Processes(run_job, workers)
     try:

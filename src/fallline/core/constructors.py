@@ -293,7 +293,10 @@ def Bilevel(upper: Any, lower: Any, x0: Tree, y0: Tree, **options: Any) -> Probl
 
 
 def Saddle(fun: Callable[[Tree, Tree], Tensor], x0: Tree, y0: Tree, **options: Any) -> Problem:
-    """min_x max_y f(x, y); offers ``operator(z) = (∂_x f, −∂_y f)`` at ``z = (x, y)`` beside value and gradients."""
+    """min_x max_y f(x, y); offers ``operator(z) = (∂_x f, −∂_y f)`` at ``z = (x, y)`` beside value and gradients.
+
+    ``observe`` reports the norm of the operator, ``residual_norm``, by which answers are judged, beside the value.
+    """
     _callable(fun, "fun")
     value = lambda z: fun(z[0], z[1])
 
@@ -301,7 +304,10 @@ def Saddle(fun: Callable[[Tree, Tree], Tensor], x0: Tree, y0: Tree, **options: A
         gx, gy = autodiff.value_and_gradient(value, z)[1]
         return gx, tree.map(torch.neg, gy)
 
-    return Problem((x0, y0), {"value": value, "operator": operator}, **{"kind": "saddle", **options})
+    def observer(problem: Problem, z: Tree) -> dict[str, float]:
+        return {"residual_norm": float(tree.norm(problem.operator(z))), "value": float(problem.value(z))}
+
+    return Problem((x0, y0), {"value": value, "operator": operator}, **{"kind": "saddle", "observer": observer, **options})
 
 
 def BlackBox(

@@ -74,11 +74,14 @@ class Method:
         Kinds of problem it solves; empty for any plain minimisation that has the oracles: not constrained, saddle or bilevel.
     space : mapping of str to range
         Hyperparameters worth tuning; empty if there is nothing to tune.
+    processes : int
+        How many processes run it together; above 1, ``torch.distributed`` is initialised where ``step`` is called.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
     kinds: ClassVar[tuple[str, ...]] = ()
     space: ClassVar[Mapping[str, Range]] = {}
+    processes: int = 1
 
     def init(self, problem: Problem, key: Key) -> State:
         """Return the state before the first step."""
@@ -103,6 +106,11 @@ class Method:
     def unpack(self, problem: Problem, key: Key, packed: State) -> State:
         """Return the state that ``pack`` packed."""
         return packed
+
+    def state_bytes(self, problem: Problem, state: State) -> int:
+        """Return the bytes of all tensors in the state, beyond one copy of the variables; 0-d tensors, which count steps, left out."""
+        held = sum(t.nbytes for t in _tensors(self.pack(state)) if t.ndim)
+        return max(0, held - sum(leaf.nbytes for leaf in tree.leaves(problem.x0)))
 
     def identity(self, problem: Problem) -> dict[str, str]:
         """Return by name what must be the same for a run to go on from a checkpoint of this method."""
@@ -251,6 +259,14 @@ class Train(Method):
         settings = "".join(f", {k}={v!r}" for k, v in self.hyperparameters.items())
         schedule = "" if self.schedule is None else f", schedule={_described(self.schedule)}"
         return f"Train({name}{settings}{schedule})"
+
+
+def _tensors(packed: Any) -> list[Tensor]:
+    """The tensors in nested dicts and lists."""
+    if isinstance(packed, Tensor):
+        return [packed]
+    children = packed.values() if isinstance(packed, Mapping) else packed if isinstance(packed, list | tuple) else ()
+    return [t for child in children for t in _tensors(child)]
 
 
 def _described(function: Callable[..., Any]) -> str:

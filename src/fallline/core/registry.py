@@ -48,6 +48,16 @@ def names() -> list[str]:
     return sorted(_classes)
 
 
+def rooms() -> dict[str, list[str]]:
+    """Return the registered names of each room, sorted; a user's own have none."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        package, _, rest = _classes[name].__module__.partition(".")
+        if package == __name__.partition(".")[0]:
+            found.setdefault(rest.partition(".")[0], []).append(name)
+    return dict(sorted(found.items()))
+
+
 def lookup(name: str) -> type[Any]:
     """Return the class behind a name; an unknown name raises ``UnknownName`` with suggestions."""
     if name not in _classes:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,16 @@ SMALL = 10_000
 
 @dataclass
 class Moment:
-    """What a callback sees: the step, the seconds and counts so far, and the method's report."""
+    """What a callback sees: the step, the seconds and counts so far, and the method's report.
+
+    ``state_bytes()`` counts what the method keeps between steps beside the variables; see ``Method.state_bytes``.
+    """
 
     step: int
     seconds: float
     counts: Counts
     report: Report
+    state_bytes: Callable[[], int] = field(default=lambda: 0, repr=False)
 
 
 class Run:
@@ -229,11 +233,14 @@ class Run:
         if callback is not None and self.status == "running":
             assert self.current is not None
             try:
-                stop = callback(Moment(self.step, self.seconds, self.counts, self.current))
+                stop = callback(Moment(self.step, self.seconds, self.counts, self.current, self._state_bytes))
             except StopIteration:
                 stop = True
             if stop is True:
                 self._end("stopped", f"the callback ended the run at step {self.step}")
+
+    def _state_bytes(self) -> int:
+        return self.method.state_bytes(self.problem, self.state)
 
     def _agree(self, interrupted: bool, due: bool) -> bool:
         if self.status == "running":

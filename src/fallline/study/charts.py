@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from fallline.study.curves import Band, logarithmic
-from fallline.study.numbers import SUPERSCRIPTS, short
+from fallline.study.numbers import SUPERSCRIPTS, amount, short
 
 WIDTH, HEIGHT = 520.0, 340.0
 LEFT, TOP, BOTTOM = 66.0, 14.0, 46.0
@@ -122,14 +122,19 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> list[str]:
 def _svg(parts: Sequence[str], title: str) -> str:
     body = "".join(parts)
     view = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}"'
-    return f'<svg class="chart" {view} role="img" aria-label="{escape(title)}">{body}</svg>'
+    return f'<svg class="chart" {view} role="img" tabindex="0" aria-label="{escape(title)}">{body}</svg>'
 
 
 def _clipped(title: str) -> str:
     return title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
 
 
-def _end_labels(ends: list[tuple[float, str, str]], x: float) -> list[str]:
+def _side(index: int, drawn: str) -> str:
+    """What belongs to the side of this rank, which the page can hide."""
+    return f'<g data-side="{index}">{drawn}</g>'
+
+
+def _end_labels(ends: list[tuple[float, int, str]], x: float) -> list[str]:
     """Names at the ends of their lines, moved apart where they would touch."""
     ordered = sorted(ends)
     places: list[float] = []
@@ -137,8 +142,8 @@ def _end_labels(ends: list[tuple[float, str, str]], x: float) -> list[str]:
         places.append(max(y, places[-1] + LABEL_GAP) if places else y)
     over = max(0.0, (places[-1] if places else 0.0) - (HEIGHT - BOTTOM - 4))
     return [
-        _text(x + 8, place - over + 4, _clipped(title), extra=f' class="name {kind}"')
-        for place, (_, title, kind) in zip(places, ordered, strict=True)
+        _side(index, _text(x + 8, place - over + 4, _clipped(title), extra=f' class="name {colour(index)}"'))
+        for place, (_, index, title) in zip(places, ordered, strict=True)
     ]
 
 
@@ -167,14 +172,13 @@ def line_chart(given: Sequence[tuple[int, Band]], x_label: str, y_label: str) ->
         outline = " ".join(f"{a:g},{b:g}" for a, b in [*zip(xs, high, strict=True), *zip(xs[::-1], low[::-1], strict=True)])
         path = " ".join(f"{a:g},{b:g}" for a, b in zip(xs, line, strict=True))
         kind = colour(index)
-        parts.append(f'<polygon class="band {kind}" points="{outline}"/>')
-        parts.append(f'<polyline class="line {kind}" points="{path}"/>')
+        drawn = f'<polygon class="band {kind}" points="{outline}"/><polyline class="line {kind}" points="{path}"/>'
+        parts.append(_side(index, drawn))
         if index < COLOURS:
-            ends.append((line[-1], band.title, kind))
-            texts = [f"{short(v)}" for v in band.median]
-            at = [short(v) if v % 1 else f"{v:,.0f}" for v in band.x]
-            points = [list(point) for point in zip(xs, line, texts, at, strict=True)]
-            series.append({"title": band.title, "kind": kind, "points": points})
+            ends.append((line[-1], index, band.title))
+        texts = [short(v) for v in band.median]
+        points = [list(point) for point in zip(xs, line, texts, map(amount, band.x), strict=True)]
+        series.append({"side": index, "title": band.title, "kind": kind, "points": points})
     parts += _end_labels(ends, x.end)
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP:g}" y2="{HEIGHT - BOTTOM:g}"/>')
     return Chart(_svg(parts, f"{y_label} against {x_label}"), series[::-1])
@@ -182,7 +186,7 @@ def line_chart(given: Sequence[tuple[int, Band]], x_label: str, y_label: str) ->
 
 @dataclass(frozen=True)
 class Points:
-    """One side's tuning trials: a parameter, the metric (``inf`` if divergent), and which one was chosen."""
+    """One side's trials: a parameter or a cost, the metric (``inf`` if divergent), and which one was chosen, -1 for none."""
 
     title: str
     rank: int
@@ -191,8 +195,8 @@ class Points:
     best: int
 
 
-def point_chart(sides: Sequence[Points], x_label: str, y_label: str) -> Chart:
-    """Points over a parameter, divergent ones as crosses along the top, the chosen ones ringed."""
+def point_chart(sides: Sequence[Points], x_label: str, y_label: str, *, joined: bool = True) -> Chart:
+    """Points, joined by a line a side or not, divergent ones as crosses along the top, the chosen ones ringed."""
     x = spanning([v for side in sides for v in side.x], LEFT, WIDTH - 16)
     y = spanning([v for side in sides for v in side.y], HEIGHT - BOTTOM, TOP + 22)
     parts, series = _frame(x, y, x_label, y_label), []
@@ -200,19 +204,21 @@ def point_chart(sides: Sequence[Points], x_label: str, y_label: str) -> Chart:
         parts.append(f'<line class="grid dashed" x1="{LEFT:g}" x2="{x.end:g}" y1="{TOP + 12:g}" y2="{TOP + 12:g}"/>')
         parts.append(_text(LEFT - 8, TOP + 10, "diver-", "end") + _text(LEFT - 8, TOP + 23, "gent", "end"))
     for side in reversed(sides):
-        kind, points = colour(side.rank), []
-        ordered = sorted((x.place(a), y.place(b)) for a, b in zip(side.x, side.y, strict=True) if math.isfinite(b))
-        parts.append(f'<polyline class="faint {kind}" points="{" ".join(f"{a:g},{b:g}" for a, b in ordered)}"/>')
+        kind, points, drawn = colour(side.rank), [], []
+        if joined:
+            ordered = sorted((x.place(a), y.place(b)) for a, b in zip(side.x, side.y, strict=True) if math.isfinite(b))
+            drawn.append(f'<polyline class="faint {kind}" points="{" ".join(f"{a:g},{b:g}" for a, b in ordered)}"/>')
         for number, (a, b) in enumerate(zip(side.x, side.y, strict=True)):
             at, height = x.place(a), y.place(b) if math.isfinite(b) else TOP + 12
             if math.isfinite(b):
-                parts.append(f'<circle class="dot {kind}" cx="{at:g}" cy="{height:g}" r="4"/>')
+                drawn.append(f'<circle class="dot {kind}" cx="{at:g}" cy="{height:g}" r="4"/>')
             else:
-                parts.append(f'<path class="cross {kind}" d="M{at - 4:g} {height - 4:g}l8 8m0 -8l-8 8"/>')
+                drawn.append(f'<path class="cross {kind}" d="M{at - 4:g} {height - 4:g}l8 8m0 -8l-8 8"/>')
             if number == side.best:
-                parts.append(f'<circle class="ring {kind}" cx="{at:g}" cy="{height:g}" r="8"/>')
-            points.append([at, height, short(b), f"{x_label} {short(a)}"])
-        series.append({"title": side.title, "kind": kind, "points": points})
+                drawn.append(f'<circle class="ring {kind}" cx="{at:g}" cy="{height:g}" r="8"/>')
+            points.append([at, height, short(b), f"{x_label} {amount(a)}"])
+        parts.append(_side(side.rank, "".join(drawn)))
+        series.append({"side": side.rank, "title": side.title, "kind": kind, "points": points})
     return Chart(_svg(parts, f"{y_label} against {x_label}"), series[::-1])
 
 
@@ -226,11 +232,13 @@ PALETTE = ("#3b82c4", "#d9722e", "#2f9e6e", "#b34fa8", "#b8960b", "#d1495b", "#5
 """Colours that are told apart on white and on black."""
 
 
-def curve_picture(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> str:
+def curve_picture(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, axes: Sequence[str] = ("", "")
+) -> str:
     """Lines through ``(x, y)`` as a file of its own, for pages whose style sheet is not ours; names stand below the lines."""
     x = spanning([v for xs, _ in curves.values() for v in xs], LEFT, WIDTH - 16, margin=0.02)
     y = spanning([v for _, ys in curves.values() for v in ys], HEIGHT - BOTTOM, TOP)
-    parts = _frame(x, y, "", "")
+    parts = _frame(x, y, *axes)
     for index, (name, (xs, ys)) in enumerate(curves.items()):
         paint = PALETTE[index % len(PALETTE)]
         places = [(x.place(a), y.place(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]

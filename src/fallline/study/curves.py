@@ -10,7 +10,8 @@ from fallline.study.runs import RunTable, Side
 from fallline.study.sources import StudyError
 from fallline.study.spread import spread
 
-AXES = ("step", "seconds", "oracle calls")
+NOT_COSTS = ("point", "value")
+FIRST = ("steps", "seconds", "oracle calls", "samples")
 POINTS = 60
 
 
@@ -29,8 +30,8 @@ def band(side: Side, axis: str) -> Band:
     """Median and spread of the seeds' curves, up to where the shortest ends; cut where the median is not finite."""
     import numpy as np
 
-    curves = [record.curve for record in side.evaluations if record.curve]
-    empty = Band(side.contender.title, [], [], [], [])
+    curves = [record.curve for record in side.evaluations if axis in record.curve]
+    empty = Band(side.title, [], [], [], [])
     end = min((max(curve[axis]) for curve in curves), default=0.0)
     if end <= 0:
         return empty
@@ -47,10 +48,21 @@ def band(side: Side, axis: str) -> Band:
     return empty
 
 
+def axes(table: RunTable) -> list[str]:
+    """What curves can be drawn against: steps, seconds, oracle calls, samples, and everything else that a run counted."""
+    found = {name for side in table.sides for r in side.evaluations for name in r.curve if any(r.curve[name])} - {*NOT_COSTS}
+    return [name for name in FIRST if name in found] + sorted(found - {*FIRST})
+
+
+def checked_axis(table: RunTable, axis: str) -> str:
+    """The axis, if these runs counted it."""
+    if axis not in axes(table):
+        raise StudyError(f"axis must be something these runs counted, got {axis!r}; they counted {', '.join(axes(table))}")
+    return axis
+
+
 def bands(table: RunTable, axis: str) -> list[Band]:
     """The bands of all sides that have one, in the order of the table."""
-    if axis not in AXES:
-        raise StudyError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
     return [found for side in table.sides if (found := band(side, axis)).x]
 
 
@@ -66,7 +78,7 @@ def figure(table: RunTable, axis: str) -> Any:
     from plotly.colors import qualitative
 
     drawn = go.Figure()
-    found = bands(table, axis)
+    found = bands(table, checked_axis(table, axis))
     for index, entry in enumerate(found):
         colour = qualitative.Safe[index % len(qualitative.Safe)]
         filled = colour.replace("rgb", "rgba").replace(")", ", 0.2)")
@@ -74,5 +86,5 @@ def figure(table: RunTable, axis: str) -> Any:
         drawn.add_scatter(**outline, fill="toself", fillcolor=filled, line={"width": 0}, hoverinfo="skip", showlegend=False)
         drawn.add_scatter(x=entry.x, y=entry.median, name=entry.title, line={"color": colour}, mode="lines")
     scale = "log" if logarithmic([v for entry in found for v in entry.median]) else "linear"
-    drawn.update_layout(template="simple_white", xaxis_title=axis, yaxis_title=table.metric, yaxis_type=scale)
+    drawn.update_layout(template="simple_white", xaxis_title=axis, yaxis_title=table.terms.metric, yaxis_type=scale)
     return drawn

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+from fallline.core.space import Choice, Integers, LogUniform, Range
 from fallline.study.spread import Spread
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -30,6 +32,16 @@ def quantity(found: Spread) -> str:
     return short(found.median) if found.count == 1 else f"{short(found.median)} ({interval(found)})"
 
 
+def p_text(p: float | None) -> str:
+    """A p-value, a dash where there is none."""
+    return "—" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def amount(value: float) -> str:
+    """A count or a time: whole numbers with their thousands apart."""
+    return f"{value:,.0f}" if value == int(value) else short(value)
+
+
 def setting_text(setting: object) -> str:
     """Hyperparameters on one line."""
     if not isinstance(setting, dict) or not setting:
@@ -40,3 +52,21 @@ def setting_text(setting: object) -> str:
 def plain(value: object) -> str:
     """A hyperparameter as Python would read it, floats to four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def joined(names: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def by_factor(range_: Range) -> bool:
+    """Whether every factor of the range is alike, rather than every difference."""
+    return isinstance(range_, LogUniform) or (isinstance(range_, Integers) and range_.log)
+
+
+def range_text(range_: Range) -> str:
+    """A range in words."""
+    if isinstance(range_, Choice):
+        return "one of " + ", ".join(plain(option) for option in range_.options)
+    return f"{plain(range_.low)} to {plain(range_.high)}" + (", logarithmic" if by_factor(range_) else "")

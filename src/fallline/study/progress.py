@@ -55,6 +55,10 @@ class Lines:
             said = f"{record.method} ({setting_text(dict(record.hyperparameters))}): {outcome}"
             print("  ".join(filter(None, (f"{tally.done}/{tally.total}", said, tally.left))), file=sys.stderr)
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        print(text, file=sys.stderr)
+
     def stop(self) -> None:
         """Nothing to close."""
 
@@ -83,12 +87,16 @@ class Live:
         self._tally.add(stored)
         if record.status == "finished":
             self._best[name] = min(record.value, self._best.get(name, record.value))
-        else:
+        elif record.status != "pruned":
             self._bad[name] += 1
         said = [f"best {record.metric} {short(self._best[name])}"] if name in self._best else []
         said += [f"{self._bad[name]} divergent or failed"] if self._bad[name] else []
         self._bars.update(self._tasks[name], advance=1, said=", ".join(said))
         self._bars.update(self._all, advance=1, said=self._tally.left)
+
+    def say(self, text: str) -> None:
+        """A line above the table."""
+        self._bars.console.print(text, highlight=False, markup=False)
 
     def stop(self) -> None:
         """Leave the last state on the screen."""

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no other, no network, and hardly any script."""
+"""The report: one HTML file that needs no other and no network; several comparisons stand side by side in it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fallline.core import registry
-from fallline.core.space import Choice, Integers, LogUniform, Range
-from fallline.study.charts import Chart, Points, colour, interval_chart, line_chart, point_chart, spanning
-from fallline.study.curves import bands
-from fallline.study.numbers import interval, plain, setting_text, short
-from fallline.study.runs import Side
+from fallline.study.charts import Axis, Chart, Points, colour, interval_chart, line_chart, point_chart, spanning
+from fallline.study.curves import Band, axes, bands
+from fallline.study.effort import best_after, setting_scores
+from fallline.study.numbers import amount, interval, p_text, range_text, setting_text, short
 from fallline.study.sources import StudyError
+from fallline.study.table import Side
 
 if TYPE_CHECKING:
-    from fallline.study.comparison import Comparison, Row
+    from fallline.study.comparison import Comparison
+    from fallline.study.leaderboard import Row
 
 PARAMETERS = ("lr", "step_size")
 
@@ -31,38 +30,31 @@ def ranked(comparison: Comparison) -> list[Side]:
 
 
 def curve_charts(comparison: Comparison) -> list[dict[str, Any]]:
-    """A chart for every cost axis: steps, seconds, and oracle calls where methods differ in calls per step."""
-    axes = {"step": "steps", "seconds": "seconds"}
-    if len({_calls_per_step(side) for side in comparison.table.sides}) > 1:
-        axes["oracle calls"] = "oracle calls"
-    order = {side.contender.title: rank for rank, side in enumerate(ranked(comparison))}
+    """A chart for every cost axis, the comparison's own first."""
+    order = {row.method: row.rank - 1 for row in comparison.leaderboard}
+    own = [comparison.axis] if comparison.axis else []
     charts = []
-    for axis, name in axes.items():
+    for axis in dict.fromkeys(own + axes(comparison.table)):
         found = sorted(((order[band.title], band) for band in bands(comparison.table, axis)), key=lambda entry: entry[0])
         if found:
-            charts.append({"title": f"Against {name}", "chart": line_chart(found, name, comparison.table.metric)})
+            charts.append({"axis": axis, "chart": line_chart(found, axis, comparison.table.terms.metric)})
     return charts
-
-
-def _calls_per_step(side: Side) -> float:
-    ends = [r.curve["oracle calls"][-1] / r.steps for r in side.evaluations if r.curve and r.steps]
-    return round(max(ends, default=1.0), 1)
 
 
 def sensitivity_chart(comparison: Comparison) -> tuple[str, Chart] | None:
     """The metric of every tuning trial over the learning rate, for the sides that tune one."""
     tuned = [side for side in ranked(comparison) if side.tuning]
-    name = next((n for n in PARAMETERS if any(n in side.contender.ranges for side in tuned)), None)
+    name = next((n for n in PARAMETERS if any(n in side.entrant.space for side in tuned)), None)
     if name is None:
         return None
     sides = []
     for rank, side in enumerate(ranked(comparison)):
         trials = [r for r in side.tuning if _is_number(r.hyperparameters.get(name))]
-        chosen = next((i for i, r in enumerate(trials) if _same(r.hyperparameters, side)), -1)
+        best = next((i for i, r in enumerate(trials) if _same(r.hyperparameters, side)), -1)
         if trials:
             x = [float(r.hyperparameters[name]) for r in trials]
-            sides.append(Points(side.contender.title, rank, x, [r.score for r in trials], chosen))
-    return (name, point_chart(sides, name, comparison.table.metric)) if sides else None
+            sides.append(Points(side.title, rank, x, [r.score for r in trials], best))
+    return (name, point_chart(sides, name, comparison.table.terms.metric)) if sides else None
 
 
 def _is_number(value: object) -> bool:
@@ -73,111 +65,131 @@ def _same(hyperparameters: Any, side: Side) -> bool:
     return all(hyperparameters.get(name) == value for name, value in side.setting.items())
 
 
-def code(side: Side, comparison: Comparison) -> str:
-    """The best setting as Python."""
-    made: Any = side.contender.factory or registry.lookup(side.contender.name)
-    values = {**side.contender.fixed, **side.setting}
-    given = "".join(f", {name}={plain(value)}" for name, value in values.items())
-    name = _public(made)
-    if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
-        return f"{name}(model.parameters(){given})"
-    limits = ", ".join(f"{limit}={value:g}" for limit, value in comparison.table.limits.items())
-    return f"fl.solve(problem, {name}({given[2:]}), fl.Budget({limits}))"
+def effort_chart(comparison: Comparison) -> Chart | None:
+    """The best score after k settings, median and quartiles over the orders in which they could have come."""
+    found = []
+    for rank, side in enumerate(ranked(comparison)):
+        after = best_after(setting_scores(side, comparison.table)) if len(side.tuning) > 1 else []
+        kept = [(k, s) for k, s in enumerate(after, 1) if math.isfinite(s.high)]
+        if kept:
+            x, low, median, high = zip(*((float(k), s.low, s.median, s.high) for k, s in kept), strict=True)
+            found.append((rank, Band(side.title, list(x), list(low), list(median), list(high))))
+    return line_chart(found, "settings tried", comparison.table.terms.metric) if found else None
 
 
-def _settings(comparison: Comparison, sides: list[Side]) -> list[dict[str, str]]:
-    """The settings worth copying: those of the sides that did not diverge."""
-    rows = comparison.leaderboard
-    return [
-        {"title": side.contender.title, "kind": colour(rank), "code": code(side, comparison)}
-        for rank, (side, row) in enumerate(zip(sides, rows, strict=True))
-        if math.isfinite(row.spread.median)
+def memory_chart(comparison: Comparison) -> Chart | None:
+    """The metric of every fresh seed over the bytes of state that the method keeps beside the variables."""
+    sides = [
+        Points(side.title, rank, [float(r.state_bytes) for r in side.evaluations], side.values, -1)
+        for rank, side in enumerate(ranked(comparison))
     ]
+    if not any(v for side in sides for v in side.x):
+        return None
+    return point_chart(sides, "bytes of state", comparison.table.terms.metric, joined=False)
 
 
-def _public(made: Any) -> str:
-    """How a user writes the name: ``fl.optim.Lion``, ``torch.optim.SGD``."""
-    module, name = made.__module__, getattr(made, "__qualname__", repr(made))
-    parts = module.split(".")
-    if parts[0] == "fallline" and len(parts) > 1:
-        return f"fl.{parts[1]}.{name}"
-    return f"torch.optim.{name}" if module.startswith("torch.optim") else name
-
-
-def range_text(range_: Range) -> str:
-    """A range in words."""
-    if isinstance(range_, Choice):
-        return "one of " + ", ".join(plain(option) for option in range_.options)
-    low, high = plain(range_.low), plain(range_.high)
-    log = isinstance(range_, LogUniform) or (isinstance(range_, Integers) and range_.log)
-    return f"{low} to {high}" + (", logarithmic" if log else "")
+def _settings(comparison: Comparison) -> list[dict[str, Any]]:
+    """The settings worth copying: those of the sides that did not diverge."""
+    return [
+        {"side": row.rank - 1, "title": row.method, "kind": colour(row.rank - 1),
+         "code": comparison.table[row.method].entrant.code(row.setting, comparison.table.terms.limits)}
+        for row in comparison.leaderboard if row.finished
+    ]
 
 
 def _leaderboard(comparison: Comparison) -> list[dict[str, Any]]:
     rows = comparison.leaderboard
     ends = [v for row in rows for v in (row.spread.low, row.spread.median, row.spread.high)]
     axis = spanning(ends, 8.0, 152.0, margin=0.02)
-    leading = {row.method for row in comparison.leaders}
-    return [_leaderboard_row(row, i, axis, row.method in leading) for i, row in enumerate(rows)]
+    return [_leaderboard_row(row, axis, comparison) for row in rows]
 
 
-def _leaderboard_row(row: Row, index: int, axis: Any, leads: bool) -> dict[str, Any]:
-    calls = ", ".join(f"{count:,.0f} {name}" for name, count in row.counts.items())
+def _leaderboard_row(row: Row, axis: Axis, comparison: Comparison) -> dict[str, Any]:
+    """Texts of a row's cells, each with the number that its column is sorted by."""
+    kind, spent = colour(row.rank - 1), comparison.spent(row)
+    cells = [
+        ("median", row.median, row.spread.median),
+        ("spread", interval(row.spread), row.spread.high - row.spread.low),
+        ("p", p_text(row.p), -1.0 if row.p is None else row.p),
+        ("spent", amount(spent), spent),
+        ("state", _bytes(row.state_bytes), row.state_bytes),
+        ("lost", row.lost, int(row.lost.split()[0])),
+        ("seconds", short(row.seconds), row.seconds),
+    ]
     return {
         "row": row,
-        "leads": leads,
-        "kind": colour(index),
-        "median": short(row.spread.median),
+        "side": row.rank - 1,
+        "leads": row in comparison.leaders,
+        "kind": kind,
         "interval": interval(row.spread),
-        "picture": interval_chart(row.spread.low, row.spread.median, row.spread.high, axis, colour(index)),
-        "divergent": f"{row.diverged} of {row.spread.count}",
-        "seconds": short(row.seconds),
-        "calls": calls or "—",
-        "setting": setting_text(dict(row.setting)),
+        "picture": interval_chart(row.spread.low, row.spread.median, row.spread.high, axis, kind),
+        "cells": [(name, text, key if math.isfinite(key) else 1e300) for name, text, key in cells],
     }
 
 
-def _given(side: Side) -> dict[str, Any]:
-    space = "; ".join(f"{name}: {range_text(range_)}" for name, range_ in side.contender.ranges.items())
-    bad = sum(record.status != "finished" for record in side.tuning)
-    fixed = setting_text(dict(side.contender.fixed)) if side.contender.fixed else ""
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _given(side: Side, row: Row) -> dict[str, Any]:
+    space = "; ".join(f"{name}: {range_text(range_)}" for name, range_ in side.entrant.space.items())
+    statuses = [record.status for record in side.tuning]
     return {
-        "title": side.contender.title,
+        "title": side.title,
         "space": space or "nothing to tune",
-        "fixed": fixed,
-        "trials": len(side.tuning),
-        "bad": bad,
+        "fixed": setting_text(dict(side.entrant.fixed)) if side.entrant.fixed else "",
+        "calls": ", ".join(f"{count:,.0f} {name}" for name, count in row.counts.items()) or "nothing counted",
+        "trials": len(statuses),
+        "bad": statuses.count("divergent") + statuses.count("error"),
+        "pruned": statuses.count("pruned"),
         "seeds": len(side.evaluations),
     }
 
 
-def render(comparison: Comparison) -> str:
+def _study(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the page says of one comparison."""
+    terms = comparison.table.terms
+    curves, sensitivity = curve_charts(comparison), sensitivity_chart(comparison)
+    return {
+        "comparison": comparison,
+        "terms": terms,
+        "rows": _leaderboard(comparison),
+        "kind": comparison.leaderboard[0].spread.kind,
+        "curves": curves,
+        "parameter": sensitivity[0] if sensitivity else "",
+        "sensitivity": sensitivity[1] if sensitivity else None,
+        "effort": effort_chart(comparison),
+        "memory": memory_chart(comparison),
+        "settings": _settings(comparison),
+        "given": [_given(comparison.table[row.method], row) for row in comparison.leaderboard],
+        "limits": ", ".join(f"{limit:g} {name}" for name, limit in terms.limits.items()),
+    }
+
+
+def _overview(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Methods by problems: the median, and whether it is the best there or cannot be told apart from it."""
+    methods = dict.fromkeys(row.method for entry in comparisons for row in entry.leaderboard)
+    found = [{row.method: row for row in entry.leaderboard} for entry in comparisons]
+    return [
+        {"method": method, "cells": [
+            {"text": rows[method].median if method in rows else "", "leads": rows.get(method) in entry.leaders}
+            for entry, rows in zip(comparisons, found, strict=True)]}
+        for method in methods
+    ]
+
+
+def render(comparisons: Sequence[Comparison]) -> str:
     """The page as text."""
     import jinja2
 
     loader = jinja2.PackageLoader("fallline.study", "templates")
-    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    curves, sensitivity = curve_charts(comparison), sensitivity_chart(comparison)
-    charts = [entry["chart"] for entry in curves] + ([sensitivity[1]] if sensitivity else [])
-    sides = ranked(comparison)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"])
+    overview = _overview(comparisons) if len(comparisons) > 1 else []
     return pages.get_template("report.html").render(
-        problem=comparison.table.problem.name,
-        metric=comparison.table.metric,
-        verdict=comparison.outcome,
-        given=comparison.terms,
-        unequal=comparison.unequal,
-        rows=_leaderboard(comparison),
-        kind=comparison.leaderboard[0].spread.kind,
-        table=comparison.table,
-        curves=curves,
-        sensitivity=sensitivity,
-        data=_script_data([chart.series for chart in charts]),
-        settings=_settings(comparison, sides),
-        given_rows=[_given(side) for side in sides],
-        limits=", ".join(f"{limit:g} {name}" for name, limit in comparison.table.limits.items()),
-        errors=comparison.errors,
-        environment=comparison.environment,
-    )
+        studies=[_study(entry) for entry in comparisons], overview=overview, script_data=_script_data)
 
 
 def _script_data(content: Any) -> str:
@@ -185,18 +197,20 @@ def _script_data(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def write_report(comparison: Comparison, path: Path) -> Path:
+def write_report(comparisons: Sequence[Comparison], path: Path) -> Path:
     """Write the page; an old one stays whole until the new one is complete."""
-    text = render(comparison)
+    text = render(comparisons)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".html")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise StudyError(f"report {str(path)!r} cannot be written: {error.strerror}; choose another folder") from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
     return path
-
-

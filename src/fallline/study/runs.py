@@ -8,59 +8,31 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fallline.core.budget import Budget
 from fallline.core.problem import Problem
 from fallline.study import tuning
-from fallline.study.executors import Executor, Lost, Processes, Serial
+from fallline.study.buffered import Buffered
+from fallline.study.executors import Executor, Lost, Serial
+from fallline.study.processes import Processes
+from fallline.study.pruning import Rivals, pruner_of
 from fallline.study.settings import Contender, Trial, checked_budget, contender
 from fallline.study.sources import ProblemSpec, StudyError, problem_spec
 from fallline.study.spread import spread
 from fallline.study.storage import Storage, open_storage
+from fallline.study.table import RunTable, Side, Terms
 from fallline.study.trial import COUNTED, Record, counted_at_first, execute, failed, pick_metric
 
-Plan = Generator[list[Trial], list[Record], "Side"]
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
 
-
-@dataclass(frozen=True)
-class Side:
-    """All trials of one contender."""
-
-    contender: Contender
-    setting: Mapping[str, Any]
-    tuning: tuple[Record, ...]
-    evaluations: tuple[Record, ...]
-
-    @property
-    def values(self) -> list[float]:
-        """The metric at the best setting, a value a fresh seed; ``inf`` where it diverged."""
-        return [record.score for record in self.evaluations]
-
-
-@dataclass(frozen=True)
-class RunTable:
-    """What `runs` gives: the sides in the order they were named, and what all of them were given."""
-
-    problem: ProblemSpec
-    sides: tuple[Side, ...]
-    limits: Mapping[str, float]
-    tune: int
-    tuning_seeds: int
-    seeds: int
-    metric: str
-
-    def __getitem__(self, title: str) -> Side:
-        """The side called `title`."""
-        return next(side for side in self.sides if side.contender.title == title)
-
-    @property
-    def records(self) -> list[Record]:
-        """All records."""
-        return [record for side in self.sides for record in (*side.tuning, *side.evaluations)]
+TIMES = ("steps", "seconds")
+Plan = Generator[list[Trial], list[Record], Side]
 
 
 class Watcher(Protocol):
@@ -72,50 +44,66 @@ class Watcher(Protocol):
     def finished(self, record: Record, stored: bool) -> None:
         """One more trial is there; `stored` when an earlier run had made it."""
 
+    def say(self, text: str) -> None:
+        """Something the user should know while it goes on."""
+
     def stop(self) -> None:
         """Nothing more will come."""
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """What every side is given."""
+class _Planner:
+    """Plans the trials of every side on the same terms."""
 
     problem: ProblemSpec
     identities: Mapping[str, str]
-    limits: Mapping[str, float]
-    tune: int
-    tuning_seeds: int
-    seeds: int
-    seed: int
-    metric: str
+    terms: Terms
+    pruner: BasePruner | None
 
-    def trial(self, side: Contender, setting: Mapping[str, Any], seed: int) -> Trial:
-        return Trial(self.problem, side, self.identities[side.title], setting, self.limits, seed, self.metric)
+    def trial(self, side: Contender, setting: Mapping[str, Any], seed: int, rivals: Rivals | None = None) -> Trial:
+        terms = self.terms
+        return Trial(self.problem, side, self.identities[side.title], setting, terms.limits, seed, terms.metric, rivals)
 
+    def planned(self, side: Contender) -> int:
+        """How many trials the side will get."""
+        terms = self.terms
+        settings = tuning.planned(side.ranges, terms.tune) if side.ranges and terms.tune else 0
+        return settings * terms.tuning_seeds + terms.seeds
 
-def _plan(side: Contender, terms: _Terms) -> Plan:
-    """Yield batches of trials, take their records, return the side."""
-    best: Mapping[str, Any] = {}
-    tuned: list[tuple[float, Mapping[str, Any]]] = []
-    records: list[Record] = []
-    tuning_seeds = range(terms.seed, terms.seed + terms.tuning_seeds)
-    if side.ranges and terms.tune:
-        asking = tuning.rounds(side.ranges, terms.tune, terms.seed)
-        scores: list[float] | None = None
+    def plan(self, side: Contender) -> Plan:
+        """Yield batches of trials, take their records, return the side."""
+        terms, best, records = self.terms, dict[str, Any](), list[Record]()
+        if side.ranges and terms.tune:
+            best, records = yield from self._tuned(side)
+        first = terms.seed + terms.tuning_seeds
+        evaluations = yield [self.trial(side, best, seed) for seed in range(first, first + terms.seeds)]
+        return Side(side.entrant, best, tuple(records), tuple(evaluations))
+
+    def _tuned(self, side: Contender) -> Generator[list[Trial], list[Record], tuple[dict[str, Any], list[Record]]]:
+        """The setting with the best median score over the tuning seeds, and every tuning record."""
+        terms, k = self.terms, self.terms.tuning_seeds
+        seeds = range(terms.seed, terms.seed + k)
+        scored: list[tuple[float, dict[str, Any]]] = []
+        records: list[Record] = []
+        asking = tuning.rounds(side.ranges, terms.tune, terms.seed, at_once=tuning.ROUND if self.pruner else None)
+        settings = next(asking)
         while True:
-            try:
-                settings = next(asking) if scores is None else asking.send(scores)
-            except StopIteration:
-                break
-            found = yield [terms.trial(side, setting, seed) for setting in settings for seed in tuning_seeds]
+            rivals = {seed: self._rivals(records, seed) for seed in seeds}
+            found = yield [self.trial(side, setting, seed, rivals[seed]) for setting in settings for seed in seeds]
             records += found
-            k = terms.tuning_seeds
             scores = [spread([r.score for r in found[i * k : (i + 1) * k]]).median for i in range(len(settings))]
-            tuned += zip(scores, settings, strict=True)
-        best = min(tuned, key=lambda entry: entry[0])[1]
-    fresh = range(terms.seed + terms.tuning_seeds, terms.seed + terms.tuning_seeds + terms.seeds)
-    evaluations = yield [terms.trial(side, best, seed) for seed in fresh]
-    return Side(side, best, tuple(records), tuple(evaluations))
+            scored += zip(scores, settings, strict=True)
+            try:
+                settings = asking.send(scores)
+            except StopIteration:
+                return min(scored, key=lambda entry: entry[0])[1], records
+
+    def _rivals(self, records: Sequence[Record], seed: int) -> Rivals | None:
+        """What a trial at this seed is held against; nothing without a pruner, and in the first round."""
+        if self.pruner is None or not records:
+            return None
+        earlier = [record for record in records if record.seed == seed and record.curve]
+        return Rivals(self.pruner, tuple((record.status != "pruned", record.by_point) for record in earlier))
 
 
 class _Schedule:
@@ -192,8 +180,11 @@ def runs(
     tuning_seeds: int = 1,
     seed: int = 0,
     metric: str | None = None,
+    prune: str | BasePruner | None = None,
     storage: str | Path | Storage | None = None,
     workers: int = 1,
+    cluster: str | None = None,
+    axis: str | None = None,
     watcher: Watcher | None = None,
 ) -> RunTable:
     """Tune every method alike and run its best setting over fresh seeds.
@@ -203,7 +194,7 @@ def runs(
     problem
         A name of ``fallline.problems``, a Python file with ``problem(seed)``, a function of the seed, or a Problem.
     methods
-        Registered names, Method or torch optimizer classes, or `Contender`.
+        Registered names, ``file.py:Class`` or ``module:Class``, Method or torch optimizer classes, or `Contender`.
     budget
         Of every trial; the problem's own by default.
     tune
@@ -215,10 +206,17 @@ def runs(
     metric
         Which figure of ``problem.observe`` decides, smaller being better; the first of loss, gap, residual_norm, upper, value
         by default.
+    prune
+        Whether hopeless tuning trials are stopped early: ``"median"``, or one of ``optuna.pruners``; none by default.
     storage
         A database URL, the path of an SQLite file, or None for memory. What is stored there is not run again.
     workers
         Processes; 1 runs in this one. A problem that is not importable runs in this process only.
+    cluster
+        The address of a Ray cluster that runs the trials instead, ``ray://host:10001``, or ``local``: a Ray on this machine, with
+        as many processors as there are workers.
+    axis
+        A cost that the runs are to be shown against; refused if none of them counts it.
 
     Raises
     ------
@@ -228,33 +226,54 @@ def runs(
     for name, number, least in (("tune", tune, 0), ("seeds", seeds, 1), ("tuning_seeds", tuning_seeds, 1), ("workers", workers, 1)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise StudyError(f"{name} must be a whole number of at least {least}, got {number!r}")
-    spec, sides = problem_spec(problem), _contenders(methods)
+    spec, sides, pruner = problem_spec(problem), _contenders(methods), pruner_of(prune)
     identities = {side.title: side.identity for side in sides}  # before anything of theirs runs and changes what they read
     example = spec(seed)
     limits = checked_budget(budget, example).limits
     for side in sides:
         _checked(side, probe(side, seed), example)
     chosen = pick_metric(example.observe(example.x0), metric or example.metric)
-    terms = _Terms(spec, identities, limits, tune, tuning_seeds, seeds, seed, chosen)
-    _counted(sides, terms)
-    opened = open_storage(storage)
+    said = prune if isinstance(prune, str) else type(prune).__name__ if prune is not None else ""
+    terms = Terms(spec.name, example.kind, limits, tune, tuning_seeds, seeds, seed, chosen, said)
+    planner = _Planner(spec, identities, terms, pruner)
+    _counted(sides, planner, axis)
+    opened = Buffered(open_storage(storage), watcher.say if watcher else _warn)
     if watcher:
-        watcher.start({side.title: _planned(side, terms) for side in sides})
-    timed = "seconds" in limits
-    beside = min(workers, os.cpu_count() or 1) if timed else workers  # a timed trial has its core to itself
-    executor: Executor[Trial, Record] = Serial(execute) if workers == 1 else Processes(execute, beside, pin=timed)
+        watcher.start({side.title: planner.planned(side) for side in sides})
     try:
-        found = _Schedule([_plan(side, terms) for side in sides], executor, opened, watcher).run()
+        executor = _executor(workers, cluster, timed="seconds" in limits)
+        try:
+            found = _Schedule([planner.plan(side) for side in sides], executor, opened, watcher).run()
+        finally:
+            executor.close()
+        table = RunTable(terms, tuple(found))
+        opened.put_study(table.identity, terms.problem, table.content)
     finally:
-        executor.close()
+        opened.close()
         if watcher:
             watcher.stop()
-    return RunTable(spec, tuple(found), limits, tune, tuning_seeds, seeds, chosen)
+        if opened.unwritten:
+            opened.say(f"{opened.unwritten} finished trials are not kept, and the same command would run them again: {opened.trouble}")
+    return table
 
 
-def _planned(side: Contender, terms: _Terms) -> int:
-    settings = tuning.planned(side.ranges, terms.tune) if side.ranges and terms.tune else 0
-    return settings * terms.tuning_seeds + terms.seeds
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def _executor(workers: int, cluster: str | None, *, timed: bool) -> Executor[Trial, Record]:
+    if cluster is not None:
+        from fallline.study.cluster import Cluster
+
+        return Cluster(execute, cluster, size=_size, cpus=workers)
+    if workers == 1:
+        return Serial(execute)
+    beside = min(workers, os.cpu_count() or 1) if timed else workers  # a timed trial has its core to itself
+    return Processes(execute, beside, pin=timed, size=_size)
+
+
+def _size(trial: Trial) -> int:
+    return trial.processes
 
 
 def _checked(side: Contender, setting: Mapping[str, Any], problem: Problem) -> None:
@@ -266,17 +285,18 @@ def _checked(side: Contender, setting: Mapping[str, Any], problem: Problem) -> N
     method.check(problem)
 
 
-def _counted(sides: Sequence[Contender], terms: _Terms) -> None:
-    """Refuse a budget of something that nothing here counts."""
-    unknown = set(terms.limits) - {"steps", "seconds", *COUNTED}
-    if not unknown:
+def _counted(sides: Sequence[Contender], planner: _Planner, axis: str | None) -> None:
+    """Refuse a budget, or an axis, of something that nothing here counts."""
+    named = {"budget": set(planner.terms.limits) - {*TIMES, *COUNTED}, "axis": {axis or "steps"} - {*TIMES, "oracle calls"}}
+    if not any(named.values()):
         return
-    found = set().union(*(counted_at_first(terms.trial(side, probe(side, terms.seed), terms.seed)) for side in sides))
-    for name in sorted(unknown - found):
-        near = difflib.get_close_matches(name, ["steps", "seconds", *COUNTED, *found], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise StudyError(f"budget {name!r} is counted by no method here; {hint}give steps, seconds, or something counted: "
-                         f"{', '.join(sorted({*COUNTED, *found}))}")
+    seed = planner.terms.seed
+    found = set().union(*(counted_at_first(planner.trial(side, probe(side, seed), seed)) for side in sides))
+    for what, name in ((what, name) for what, names in named.items() for name in sorted(names - found)):
+        near = difflib.get_close_matches(name, [*TIMES, *COUNTED, *found], n=1)
+        hint = f"did you mean {near[0]!r}? " if near and near[0] != name else ""
+        raise StudyError(f"{what} {name!r} is counted by no method here; {hint}give steps, seconds, or something counted: "
+                         f"{', '.join(sorted(found or COUNTED))}")
 
 
 def probe(side: Contender, seed: int) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What is compared, as plain data: contenders, budgets and trials.
+"""What is compared, as plain data: contenders, entrants, budgets and trials.
 
 A *trial* is one method with one setting of its hyperparameters on one problem, one budget, one seed. Its identity is a hash
 of those inputs, of the side's label and of the library's version, so that a stored trial is found again and never run twice.
@@ -19,6 +19,9 @@ from fallline.core.method import Method, Train
 from fallline.core.problem import Problem
 from fallline.core.space import Range
 from fallline.study.identity import digest, fingerprint
+from fallline.study.locating import Location, location
+from fallline.study.numbers import plain
+from fallline.study.pruning import Rivals
 from fallline.study.sources import ProblemSpec, StudyError
 
 
@@ -39,6 +42,8 @@ class Contender:
     factory
         A Method or torch optimizer class (or a function returning a Method), when it is not registered. It must be
         importable from a module to run in several processes.
+    location
+        Where such a class lies, instead of the class itself.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Contender:
     space: Mapping[str, Range] | None = None
     label: str = ""
     factory: Callable[..., Any] | None = None
+    location: Location | None = None
 
     @property
     def title(self) -> str:
@@ -53,36 +59,79 @@ class Contender:
         return self.label or self.name
 
     @property
+    def made_by(self) -> Callable[..., Any]:
+        """The factory, what lies at the location, or the registered class."""
+        if self.factory is not None:
+            return self.factory
+        return self.location.found() if self.location is not None else registry.lookup(self.name)
+
+    @property
     def ranges(self) -> dict[str, Range]:
         """What is tuned."""
-        if self.space is not None:
-            own = self.space
-        else:
-            own = getattr(self.factory, "space", {}) if self.factory is not None else registry.space(self.name)
+        own = self.space if self.space is not None else getattr(self.made_by, "space", {})
         return {name: range_ for name, range_ in own.items() if name not in self.fixed}
 
     def method(self, setting: Mapping[str, Any]) -> Method:
         """The Method at one setting of its hyperparameters."""
-        values = {**self.fixed, **setting}
-        if self.factory is None:
-            return registry.method(self.name, **values)
-        if isinstance(self.factory, type) and issubclass(self.factory, torch.optim.Optimizer):
-            return Train(self.factory, **values)
-        made = self.factory(**values)
+        values, make = {**self.fixed, **setting}, self.made_by
+        if isinstance(make, type) and issubclass(make, torch.optim.Optimizer):
+            return Train(make, **values)
+        made = make(**values)
         if not isinstance(made, Method):
             raise StudyError(f"factory of {self.title!r} must return a Method, got {type(made).__name__}")
         return made
 
     @property
     def identity(self) -> str:
-        """The method as text: a hash of the factory, or of the registered class."""
-        return fingerprint(registry.lookup(self.name) if self.factory is None else self.factory)
+        """The method as text: a hash of what makes it."""
+        return fingerprint(self.made_by)
+
+    @property
+    def entrant(self) -> Entrant:
+        """The side as plain data."""
+        made = self.made_by
+        optimizer = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+        return Entrant(self.title, _public(made), optimizer, dict(self.fixed), dict(self.ranges))
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What tables, reports and stored studies know of a side: nothing that runs.
+
+    ``constructor`` is how a user writes the class, ``fl.optim.Lion``.
+    """
+
+    title: str
+    constructor: str
+    optimizer: bool
+    fixed: Mapping[str, Any]
+    space: Mapping[str, Range]
+
+    def code(self, setting: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+        """One setting as Python."""
+        given = "".join(f", {name}={plain(value)}" for name, value in {**self.fixed, **setting}.items())
+        if self.optimizer:
+            return f"{self.constructor}(model.parameters(){given})"
+        budget = ", ".join(f"{limit}={value:g}" for limit, value in limits.items())
+        return f"fl.solve(problem, {self.constructor}({given[2:]}), fl.Budget({budget}))"
+
+
+def _public(made: Any) -> str:
+    module, name = made.__module__, getattr(made, "__qualname__", repr(made))
+    parts = module.split(".")
+    if parts[0] == "fallline" and len(parts) > 1:
+        return f"fl.{parts[1]}.{name}"
+    return f"torch.optim.{name}" if module.startswith("torch.optim") else name
 
 
 def contender(method: str | Contender | type) -> Contender:
-    """Accept a registered name, a Contender, or a Method or torch optimizer class."""
+    """Accept a registered name, where a class lies (``module:Class`` or ``file.py:Class``), a Contender, or a class."""
     if isinstance(method, Contender):
         return method
+    if isinstance(method, str) and ":" in method:
+        place = location(method)
+        place.found()
+        return Contender(place.name.lower(), location=place)
     if isinstance(method, str):
         registry.lookup(method)
         return Contender(method)
@@ -108,6 +157,8 @@ class Trial:
     ``method`` is the contender's identity, and ``id`` the hash of all inputs: two trials with one id are the same run. Both are
     found where the trial is planned and travel with it: in a worker the same code may lie under another module's name, and what
     a function reads in its module may have changed.
+
+    ``rivals`` are the trials that a pruner holds this one against.
     """
 
     problem: ProblemSpec
@@ -117,17 +168,27 @@ class Trial:
     limits: Mapping[str, float]
     seed: int
     metric: str | None = None
+    rivals: Rivals | None = None
     id: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         given = {name: fingerprint(value) for name, value in self.hyperparameters.items()}
         inputs = [self.problem.name, self.problem.identity, self.contender.title, self.method, given]
-        object.__setattr__(self, "id", digest([*inputs, dict(self.limits), self.seed, self.metric, __version__]))
+        pruned = [] if self.rivals is None else [self.rivals.identity]
+        object.__setattr__(self, "id", digest([*inputs, dict(self.limits), self.seed, self.metric, __version__, *pruned]))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """All hyperparameters that are given, tuned or fixed."""
         return {**self.contender.fixed, **self.setting}
+
+    @property
+    def processes(self) -> int:
+        """How many processes the method runs in; 1 if it cannot be made, which is then what the trial reports."""
+        try:
+            return self.contender.method(self.setting).processes
+        except Exception:
+            return 1
 
     @property
     def budget(self) -> Budget:

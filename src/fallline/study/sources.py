@@ -2,6 +2,9 @@
 
 The identity of a problem is text that equals another's exactly if the two are the same problem, so that a stored trial is
 found again: the name of a ready problem, the content of a file, a hash of what a given Problem or function holds and answers.
+
+A user's file is read once and travels as its content, so a machine that does not have the file can run it. What the file itself
+imports must be installed there.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.abc import ExecutionLoader
 from pathlib import Path
+from types import ModuleType
 
 from fallline.core.counts import Counts
 from fallline.core.errors import FalllineError, UnknownName
@@ -22,6 +27,75 @@ from fallline.study.identity import digest, fingerprint, problem_identity
 
 class StudyError(FalllineError, ValueError):
     """A comparison cannot start or go on; the message names what, its value, and the remedy."""
+
+
+@dataclass(frozen=True)
+class UserFile(ExecutionLoader):
+    """A Python file as it was read; being the loader of its modules, it also gives tracebacks their lines."""
+
+    path: str
+    source: str
+
+    def get_filename(self, fullname: str) -> str:
+        """What tracebacks call the file."""
+        return self.path
+
+    def get_source(self, fullname: str) -> str:
+        """The content."""
+        return self.source
+
+    def module(self, role: str) -> ModuleType:
+        """Run the file as a fresh module; two files of the same content have the same module name.
+
+        Raises
+        ------
+        StudyError
+            When the file fails to import.
+        """
+        name = f"fallline_{role}_{digest(self.source)}"
+        spec = importlib.util.spec_from_loader(name, self)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            self.exec_module(module)
+        except (Exception, SystemExit) as error:  # a user's file is any code; whatever it raises belongs in the message
+            raise StudyError(
+                f"file {self.path!r} fails to import: {type(error).__name__}: {error}; run `python {self.path}` to see where"
+            ) from error
+        return module
+
+    def problem(self) -> Callable[..., Problem]:
+        """The function ``problem``, of a module of its own at every call: no trial sees what another left in the module.
+
+        Raises
+        ------
+        StudyError
+            When the file fails to import, or has no such function.
+        """
+        make = getattr(self.module("problem"), "problem", None)
+        if not callable(make):
+            raise StudyError(f"problem file {self.path!r} has no function `problem`; define `def problem(seed: int) -> Problem`")
+        return make
+
+
+def read_file(path: str | Path) -> UserFile:
+    """Read a user's Python file.
+
+    Raises
+    ------
+    StudyError
+        When there is no such file, or it is not text.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise StudyError(f"file {str(path)!r} does not exist or cannot be read ({error.strerror}); give the path of a Python file, "
+                         "or a name") from error
+    try:
+        return UserFile(str(Path(path).resolve()), importlib.util.decode_source(content))
+    except (UnicodeDecodeError, SyntaxError) as error:
+        raise StudyError(f"file {str(path)!r} is not Python in UTF-8: {error}; save it as UTF-8") from error
 
 
 @dataclass(frozen=True)
@@ -35,24 +109,25 @@ class ProblemSpec:
     identity
         What the problem is, as text: equal identities are the same problem.
     make
-        ``seed -> Problem``; None when `path` says where to find it.
-    path
+        ``seed -> Problem``; None when a file has it.
+    file
         A Python file with a function ``problem(seed)``.
     """
 
     name: str
     identity: str
     make: Callable[..., Problem] | None = field(default=None, compare=False)
-    path: str | None = None
+    file: UserFile | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, seed: int) -> Problem:
-        make = self.make if self.make is not None else load_file(str(self.path))
+        make = self.file.problem() if self.file is not None else self.make
+        assert make is not None
         try:
             found = make(seed)
         except (Exception, SystemExit) as error:  # a user's function is any code; whatever it raises belongs in the message
+            place = f"problem {self.name!r}" + (f" of file {self.file.path!r}" if self.file is not None else "")
             raise StudyError(
-                f"problem {self.name!r} cannot be made at seed {seed}: {type(error).__name__}: {error}; "
-                "try its function by itself"
+                f"{place} cannot be made at seed {seed}: {type(error).__name__}: {error}; try its function by itself"
             ) from error
         if not isinstance(found, Problem):
             raise StudyError(f"problem {self.name!r} must return a fallline Problem, got {type(found).__name__}")
@@ -67,34 +142,6 @@ class Fixed:
 
     def __call__(self, seed: int) -> Problem:
         return self.problem.counted(Counts())
-
-
-def load_file(path: str) -> Callable[[int], Problem]:
-    """The function ``problem`` of a user's Python file.
-
-    Raises
-    ------
-    StudyError
-        When the file is missing, fails to import, or has no such function.
-    """
-    if not Path(path).is_file():
-        raise StudyError(f"problem file {path!r} does not exist; give a file with `def problem(seed: int)`, or a name")
-    name = "fallline_user_" + digest(str(Path(path).resolve()))
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise StudyError(f"problem file {path!r} is not a Python file; its name must end with .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file is any code; whatever it raises belongs in the message
-        raise StudyError(
-            f"problem file {path!r} fails to import: {type(error).__name__}: {error}; run `python {path}` to see where"
-        ) from error
-    make = getattr(module, "problem", None)
-    if not callable(make):
-        raise StudyError(f"problem file {path!r} has no function `problem`; define `def problem(seed: int) -> Problem`")
-    return make
 
 
 def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | ProblemSpec) -> ProblemSpec:
@@ -112,9 +159,9 @@ def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | Proble
         made = ProblemSpec(name, "", problem)(0)
         return ProblemSpec(name, digest([fingerprint(problem), problem_identity(made)]), problem)
     if str(problem).endswith(".py"):
-        load_file(str(problem))
-        content = hashlib.sha256(Path(problem).read_bytes()).hexdigest()[:24]
-        return ProblemSpec(Path(problem).stem, content, path=str(Path(problem).resolve()))
+        file = read_file(problem)
+        file.problem()
+        return ProblemSpec(Path(problem).stem, hashlib.sha256(file.source.encode()).hexdigest()[:24], file=file)
     from fallline import problems
 
     name = str(problem)

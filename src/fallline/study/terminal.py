@@ -10,45 +10,44 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from fallline.study.numbers import interval, setting_text, short
+from fallline.study.numbers import amount, interval, p_text, setting_text, short
 
 if TYPE_CHECKING:
-    from fallline.study.comparison import Comparison, Row
+    from fallline.study.comparison import Comparison
 
 
 WIDE = 100
 
 
 def leaderboard_table(comparison: Comparison, *, wide: bool = True) -> Table:
-    """Rank, method, median, spread, spending and best setting; between them, if wide, divergent trials and seconds."""
+    """Rank, method, median, spread, p against the best, spending and best setting; if wide, lost trials and seconds too."""
     rows, leading = comparison.leaderboard, {row.method for row in comparison.leaders}
     kind = rows[0].spread.kind
-    table = Table(title=f"{comparison.table.problem.name}: {comparison.table.metric}, smaller is better", title_justify="left")
+    terms = comparison.table.terms
+    table = Table(title=f"{terms.problem}: {terms.metric}, smaller is better", title_justify="left")
     for name in ("", "method", "median"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    table.add_column(f"{kind} over {comparison.table.seeds} seeds", no_wrap=True)
-    table.add_column(comparison.spending, justify="right")
-    for name in ("divergent", "seconds") if wide else ():
+    table.add_column(f"{kind} over {terms.seeds} seeds", no_wrap=True)
+    for name in ("p", comparison.spending, *(("lost", "seconds") if wide else ())):
         table.add_column(name, justify="right")
     table.add_column("best setting", overflow="fold")
     for row in rows:
         style = "bold" if row.method in leading else ""
-        cells = [str(row.rank), row.method, short(row.spread.median), interval(row.spread), f"{comparison.spent(row):,.0f}"]
-        cells += [_divergent(row), short(row.seconds)] if wide else []
+        cells = [str(row.rank), row.method, row.median, interval(row.spread), p_text(row.p)]
+        cells += [amount(comparison.spent(row)), *((row.lost, short(row.seconds)) if wide else ())]
         table.add_row(*cells, setting_text(dict(row.setting)), style=style)
     return table
 
 
-def _divergent(row: Row) -> str:
-    return f"{row.diverged + row.tuning_diverged} of {row.spread.count + row.tuning_trials}"
-
-
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Leaderboard, headline, and what trials raised."""
+    """Leaderboard, headline, the limits of the answer, and what trials raised."""
     console.print(leaderboard_table(comparison, wide=console.width >= WIDE))
     console.print(comparison.headline, highlight=False, markup=False, soft_wrap=False)
+    for sentence in comparison.limits:
+        console.print(f"· {sentence}", highlight=False, markup=False, style="dim")
     for method, messages in comparison.errors.items():
-        console.print(f"{method} raised: {'; '.join(messages)}", highlight=False, markup=False)
+        more = f" (and {len(messages) - 1} more like it)" if len(messages) > 1 else ""
+        console.print(f"{method} raised: {messages[0]}{more}", highlight=False, markup=False)
 
 
 def as_text(comparison: Comparison, width: int = 110) -> str:

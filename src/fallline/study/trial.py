@@ -2,15 +2,14 @@
 
 The outcome of a trial is the problem's own observation at the solution (a validation loss, a gap), smaller being better. A
 trial that ended in a value that is not finite, or above the one it started from, is *divergent*; one that raised, or whose method
-gave up, is an *error*.
-Both have the worst score, and neither is dropped.
+gave up, is an *error*; one that a pruner stopped is *pruned*. All three have the worst score, and none is dropped.
 """
 
 from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,22 +17,25 @@ import torch
 
 from fallline.core import tree
 from fallline.core.budget import Budget
+from fallline.core.counts import Counts
 from fallline.core.driver import Moment, solve
 from fallline.core.errors import NonFiniteError
 from fallline.core.keys import Key
 from fallline.core.problem import Problem
+from fallline.core.processes import run_gloo
 from fallline.core.result import Result
 from fallline.core.tree import Tree
 from fallline.study.environment import versions
+from fallline.study.pruning import POINTS
 from fallline.study.settings import Trial
 from fallline.study.sources import StudyError
 
-Status = Literal["finished", "divergent", "error"]
+Status = Literal["finished", "divergent", "error", "pruned"]
 METRICS = ("loss", "gap", "residual_norm", "upper", "value")
 ORACLES = ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients", "prox", "projections",
            "linear_minimizations", "matvecs")
 COUNTED = (*ORACLES, "samples", "bytes", "messages")
-CURVE_POINTS, WARM_UP_STEPS = 60, 2
+WARM_UP_STEPS = 2
 _warmed: set[tuple[str, str]] = set()
 
 
@@ -54,9 +56,15 @@ class Record:
     steps: int = 0
     seconds: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)
-    curve: Mapping[str, list[float]] = field(default_factory=dict)
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    state_bytes: int = 0
     message: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_point(self) -> dict[int, float]:
+        """The curve as a pruner sees it: the metric by the point of the budget."""
+        return {int(point): value for point, value in zip(self.curve.get("point", ()), self.curve.get("value", ()), strict=True)}
 
     @property
     def score(self) -> float:
@@ -99,74 +107,102 @@ def _inputs(trial: Trial) -> dict[str, Any]:
 
 
 def _execute(trial: Trial) -> Record:
+    outcome = _outcome(trial) if trial.processes == 1 else run_gloo(_outcome_in_group, trial.processes, trial)[0]
+    return Record(**_inputs(trial), **outcome)
+
+
+def _outcome_in_group(rank: int, trial: Trial) -> dict[str, Any]:
+    return _outcome(trial, torch.distributed.group.WORLD)
+
+
+def _outcome(trial: Trial, group: Any = None) -> dict[str, Any]:
+    """What a record says beyond the trial's inputs, as plain data, which crosses processes."""
     problem, method = trial.problem(trial.seed), trial.contender.method(trial.setting)
     before = problem.observe(problem.x0)
     metric = pick_metric(before, trial.metric)
     start = _settled(problem, metric, before[metric])
-    _meet(trial)
-    points: list[dict[str, float]] = []
-    watch = _sampling(problem, trial.budget, metric, points)
-    result = solve(problem, method, trial.budget, key=Key(trial.seed), trace=2, callback=watch)
+    _meet(trial, group)
+    watch = _Watch(problem, trial, metric)
+    result = solve(problem, method, trial.budget, key=Key(trial.seed), trace=2, callback=watch, group=group)
     if result.status == "interrupted":
         raise KeyboardInterrupt
     if result.status == "failed":
-        return failed(trial, "error", f"{trial.contender.title} gave up at step {result.nit}: {result.message}")
+        return {"status": "error", "message": f"{trial.contender.title} gave up at step {result.nit}: {result.message}"}
     value = _observed(problem, result.x, metric)
-    points.append({"step": result.nit, "seconds": result.seconds, "value": value, **_costs(result.counts)})
+    watch.end(result, value)
     diverged = result.status == "nonfinite" or not math.isfinite(value) or value > start
-    return Record(
-        **_inputs(trial),
-        status="divergent" if diverged else "finished",
-        metric=metric,
-        value=value,
-        start=start,
-        steps=result.nit,
-        seconds=result.seconds,
-        counts={name: int(number) for name, number in result.counts.items()},
-        curve={name: [float(point.get(name, 0)) for point in points] for name in points[-1]},
-        message=result.message,
-    )
+    pruned = result.status == "stopped"  # by the watch, the one callback there is
+    return {
+        "status": "pruned" if pruned else "divergent" if diverged else "finished",
+        "metric": metric,
+        "value": value,
+        "start": start,
+        "steps": result.nit,
+        "seconds": result.seconds,
+        "counts": {name: int(number) for name, number in result.counts.items()},
+        "curve": watch.curve,
+        "state_bytes": watch.state_bytes,
+        "message": result.message,
+    }
 
 
 def counted_at_first(trial: Trial) -> set[str]:
     """The names of what a few steps of a trial count, if they can be taken."""
     try:
-        return set(_warm_up(trial).counts)
+        return set(_warm_up(trial, None).counts) if trial.processes == 1 else set()
     except (Exception, SystemExit):  # what a method raises is the outcome of its trials, and is reported with them
         return set()
 
 
-def _warm_up(trial: Trial) -> Result:
+def _warm_up(trial: Trial, group: Any) -> Result:
     """Take a few steps: what is imported or compiled once is not timed."""
     budget = Budget(steps=WARM_UP_STEPS)
-    return solve(trial.problem(trial.seed), trial.contender.method(trial.setting), budget, key=trial.seed)
+    return solve(trial.problem(trial.seed), trial.contender.method(trial.setting), budget, key=trial.seed, group=group)
 
 
-def _meet(trial: Trial) -> None:
-    """Warm up the first time that this process meets a method."""
+def _meet(trial: Trial, group: Any) -> None:
+    """Warm up the first time that this process meets a method; processes that run together are fresh, all or none."""
     met = (trial.problem.identity, trial.method)
     if met not in _warmed:
-        _warm_up(trial)
+        _warm_up(trial, group)
         _warmed.add(met)
 
 
-def _sampling(
-    problem: Problem, budget: Budget, metric: str, points: list[dict[str, float]]
-) -> Callable[[Moment], None]:
-    """A callback that observes the metric evenly over the budget, whatever the budget limits."""
+class _Watch:
+    """A callback that observes the metric evenly over the budget, whatever the budget limits, and lets a pruner see it."""
 
-    def observe(moment: Moment) -> None:
-        if budget.fraction(moment.step, moment.seconds, moment.counts) * CURVE_POINTS >= len(points):
-            value = _observed(problem, moment.report.resolve(), metric)
-            here = {"step": moment.step, "seconds": moment.seconds, "value": value}
-            points.append({**here, **_costs(moment.counts)})
+    def __init__(self, problem: Problem, trial: Trial, metric: str) -> None:
+        self._problem, self._metric, self._budget = problem, metric, trial.budget
+        self._hopeless = trial.rivals.judge() if trial.rivals is not None else None
+        self._rows: list[dict[str, float]] = []
+        self.state_bytes = 0
 
-    return observe
+    def __call__(self, moment: Moment) -> bool:
+        point = self._point(moment.step, moment.seconds, moment.counts)
+        if self._rows and point <= self._rows[-1]["point"]:
+            return False
+        value = _observed(self._problem, moment.report.resolve(), self._metric)
+        self._add(point, moment.step, moment.seconds, value, moment.counts)
+        self.state_bytes = max(self.state_bytes, moment.state_bytes())
+        return self._hopeless is not None and 0 < point < POINTS and self._hopeless(point, value)
 
+    def end(self, result: Result, value: float) -> None:
+        """Take in where the run ended, in place of a look at the same step."""
+        if self._rows and self._rows[-1]["steps"] == result.nit:
+            self._rows.pop()
+        self._add(self._point(result.nit, result.seconds, Counts(result.counts)), result.nit, result.seconds, value, result.counts)
 
-def _costs(counts: Mapping[str, int]) -> dict[str, int]:
-    """All calls of oracles as one number, the axis on which methods of different cost per step compare."""
-    return {"oracle calls": sum(counts.get(name, 0) for name in ORACLES)}
+    def _point(self, step: int, seconds: float, counts: Mapping[str, float]) -> int:
+        return int(self._budget.fraction(step, seconds, counts) * POINTS)
+
+    def _add(self, point: int, step: int, seconds: float, value: float, counts: Mapping[str, int]) -> None:
+        calls = sum(counts.get(name, 0) for name in ORACLES)
+        self._rows.append({"point": point, "steps": step, "seconds": seconds, "value": value, "oracle calls": calls, **counts})
+
+    @property
+    def curve(self) -> dict[str, list[float]]:
+        """Every column; what was not counted yet is 0."""
+        return {name: [float(row.get(name, 0)) for row in self._rows] for name in self._rows[-1]}
 
 
 def _observed(problem: Problem, x: Tree, metric: str) -> float:

@@ -34,7 +34,9 @@ def _grid_size(space: Mapping[str, Range]) -> int | None:
     return math.prod(size for size in sizes if size is not None) if None not in sizes else None
 
 
-def rounds(space: Mapping[str, Range], tune: int, seed: int) -> Generator[list[Setting], Sequence[float], None]:
+def rounds(
+    space: Mapping[str, Range], tune: int, seed: int, at_once: int | None = None
+) -> Generator[list[Setting], Sequence[float], None]:
     """Yield rounds of settings; send back the scores of each, smaller being better, ``inf`` for a divergent one.
 
     Parameters
@@ -45,16 +47,29 @@ def rounds(space: Mapping[str, Range], tune: int, seed: int) -> Generator[list[S
         How many settings in all, at least 1.
     seed
         Of the Halton sequence and of TPE.
+    at_once
+        At most so many settings a round, for a pruner that learns from round to round; which settings come does not change.
     """
     size = _grid_size(space)
     if size is not None and size <= tune:
         options = [range_.options for range_ in space.values() if isinstance(range_, Choice)]
-        yield [dict(zip(space, setting, strict=True)) for setting in itertools.product(*options)]
+        yield from _in_parts([dict(zip(space, setting, strict=True)) for setting in itertools.product(*options)], at_once)
         return
     first = _evenly(space, max(1, math.ceil(tune / 2)), seed)
-    scores = yield first
+    scores = yield from _in_parts(first, at_once)
     if tune > len(first):
         yield from _refined(space, list(zip(first, scores, strict=True)), tune, seed)
+
+
+def _in_parts(
+    settings: list[Setting], at_once: int | None
+) -> Generator[list[Setting], Sequence[float], list[float]]:
+    """Yield the settings, at most so many at once; return all scores."""
+    scores: list[float] = []
+    size = at_once or len(settings)
+    for start in range(0, len(settings), size):
+        scores += yield settings[start : start + size]
+    return scores
 
 
 def _evenly(space: Mapping[str, Range], count: int, seed: int) -> list[Setting]:
