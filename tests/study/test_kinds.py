@@ -73,6 +73,13 @@ def test_an_own_method_runs_in_workers(tmp_path: Path) -> None:
     assert one.to_dict()["leaderboard"][0]["method"] == "extragradient"
 
 
+def test_a_torch_optimizer_that_states_no_space_is_tuned_like_the_others() -> None:
+    assert Contender("sgd", factory=torch.optim.SGD).ranges == {"lr": fl.LogUniform(1e-5, 1.0)}
+    assert Contender("sgd", factory=torch.optim.SGD, fixed={"lr": 0.1}).ranges == {}
+    assert Contender("sgd", factory=torch.optim.SGD, space={}).ranges == {}
+    assert Contender("dog").ranges == {} and Contender("lbfgs", factory=torch.optim.LBFGS).ranges != {}
+
+
 class Averaged(fl.Method):
     """Gradient descent over two processes, each with the gradient of its own half, averaged by an all-reduce."""
 

@@ -6,6 +6,7 @@ of those inputs, of the side's label and of the library's version, so that a sto
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from fallline.core import registry
 from fallline.core.budget import Budget
 from fallline.core.method import Method, Train
 from fallline.core.problem import Problem
-from fallline.core.space import Range
+from fallline.core.space import LogUniform, Range
 from fallline.study.identity import digest, fingerprint
 from fallline.study.locating import Location, location
 from fallline.study.numbers import plain
@@ -36,7 +37,8 @@ class Contender:
     fixed
         Hyperparameters that are given and not tuned.
     space
-        What is tuned, with ranges; None takes the method's own ``space`` less what is fixed.
+        What is tuned, with ranges; None takes the method's own ``space`` less what is fixed, and the learning rate from 1e-5 to 1
+        of a torch optimizer that states none.
     label
         How the side is called in tables; the name by default.
     factory
@@ -68,7 +70,8 @@ class Contender:
     @property
     def ranges(self) -> dict[str, Range]:
         """What is tuned."""
-        own = self.space if self.space is not None else getattr(self.made_by, "space", {})
+        own = self.space if self.space is not None else getattr(self.made_by, "space", None)
+        own = _usual_space(self.made_by) if own is None else own
         return {name: range_ for name, range_ in own.items() if name not in self.fixed}
 
     def method(self, setting: Mapping[str, Any]) -> Method:
@@ -114,6 +117,12 @@ class Entrant:
             return f"{self.constructor}(model.parameters(){given})"
         budget = ", ".join(f"{limit}={value:g}" for limit, value in limits.items())
         return f"fl.solve(problem, {self.constructor}({given[2:]}), fl.Budget({budget}))"
+
+
+def _usual_space(made: Any) -> dict[str, Range]:
+    """What is tuned of a class that does not say: others are tuned, and it should not be the only one that is not."""
+    optimizer = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+    return {"lr": LogUniform(1e-5, 1.0)} if optimizer and "lr" in inspect.signature(made).parameters else {}
 
 
 def _public(made: Any) -> str:
