@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check lint types bench gallery
+.PHONY: install demo test check lint types bench docs gallery
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ types: install
 # Runs every claim at quick scale and compares each verdict with the recorded evidence.
 check: install
 	$(BIN)/fallline check --all
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'site/index.html; with its search: $(BIN)/python -m http.server --directory site'
 
 gallery: install
 	$(BIN)/fallline gallery

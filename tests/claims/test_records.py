@@ -25,7 +25,9 @@ from fallline.claims import (
     stale,
 )
 from fallline.claims import _checking as checking
-from fallline.claims._pages import gallery, papers_table, with_table
+from fallline.claims._gallery import index, page, pictures
+from fallline.claims._guide import command, sections
+from fallline.claims._pages import pages, papers_table, replaced, write_pages
 from fallline.core.errors import UnknownName
 
 MODULE = '''
@@ -34,12 +36,13 @@ from fallline.claims import Evidence, Paper, Scale, at_most, claim, recorded
 PAPER = Paper(slug="steep-path", title="A | path", arxiv="2301.00001", year=2023, room="optim",
               methods=("optim.Lion",), headline="steeper")
 LIMIT = 2.0
+AXES = None
 
 @claim("the path is at most two long")
 def length(scale: Scale, seed: int) -> Evidence:
     long = [1.0 + seed, 1.5 + seed, float("nan") if seed > 90 else 1.2 + seed]
     return Evidence([at_most("length", long, LIMIT), recorded("scale is full", float(scale is Scale.FULL))],
-                    curves={"path": (range(500), [float("inf")] * 500)}, notes="short")
+                    curves={"path": (range(500), [float("inf")] * 500)}, axes=AXES, notes="short")
 
 @claim("the other path is at most two long")
 def other(scale: Scale, seed: int) -> Evidence:
@@ -150,19 +153,84 @@ def test_a_changed_statement_or_figure_is_noticed(tmp_path: Path, package: Path)
 
 
 def test_pages_say_what_is_recorded(tmp_path: Path) -> None:
-    found = list(papers())
-    assert "not recorded" in papers_table(found, tmp_path)
+    (paper,) = papers()
+    assert "not recorded" in papers_table([paper], tmp_path) and "No evidence is recorded yet." in page(paper, tmp_path)
     record(check("steep-path", seed=50), tmp_path)
-    table, page = papers_table(found, tmp_path), gallery(found, tmp_path)
     row = "| `steep-path` | [A \\| path](https://arxiv.org/abs/2301.00001) | `optim` | `optim.Lion` | holds in part |"
-    assert table.splitlines()[-1] == row
-    assert "the path is at most two long" in page and "51.2 (51 to 51.5 over 3 seeds)" in page and "`<= 2`" in page
-    assert "**fails**" in page and "steeper" in page
+    assert papers_table([paper], tmp_path).splitlines()[-1] == row
+    assert index([paper], tmp_path).splitlines()[-1] == "| [steep-path](steep-path.md) | holds in part | `optim` | A \\| path | 2023 |"
+    text = page(paper, tmp_path)
+    assert "# A \\| path" in text and "The paper reports: steeper" in text and "> the path is at most two long" in text
+    assert "| length | 51.2 | 51 to 51.5, 3 seeds | `<= 2` | **fails** |" in text
+    assert "(../api/optim.md#fallline.optim.lion.Lion)" in text and "```text\nθ ← (1 − η λ) θ" in text
+    assert "![the path is at most two long](steep-path-length-quick.svg)" in text and "\n\nshort\n\n" in text
+    assert "fallline check steep-path --full" in text and "full scale" not in text
 
 
-def test_the_table_replaces_what_stood_between_its_marks() -> None:
-    text = with_table("top\n<!-- papers -->old<!-- /papers -->\nend", "new \\1")
+def test_a_page_has_the_claims_of_both_scales(tmp_path: Path) -> None:
+    for scale in Scale:
+        record(check("steep-path", scale), tmp_path)
+    (paper,) = papers()
+    assert "## Claims, quick scale" in page(paper, tmp_path) and "## Claims, full scale" in page(paper, tmp_path)
+    assert list(pictures("steep-path", tmp_path)) == ["steep-path-length-quick.svg", "steep-path-length-full.svg"]
+
+
+def test_axes_are_recorded_and_drawn(tmp_path: Path, package: Path) -> None:
+    (package / "steep_path.py").write_text(MODULE.replace("AXES = None", 'AXES = ("steps", "height")'))
+    record(check("steep-path"), tmp_path)
+    (drawn,) = pictures("steep-path", tmp_path).values()
+    assert ">steps</text>" in drawn and ">height</text>" in drawn
+    assert "*height against steps*" in page(next(papers()), tmp_path)
+
+
+def test_pages_are_written_anew_and_those_of_papers_that_are_gone_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "gallery").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("top\n<!-- papers -->old<!-- /papers -->\nend")
+    (tmp_path / "docs" / "which-method.md").write_text("guide <!-- studies --><!-- /studies -->")
+    (tmp_path / "docs" / "gallery" / "flat-path.md").write_text("gone")
+    record(check("steep-path"), tmp_path / "evidence")
+    written = write_pages(tmp_path)
+    assert {path.name for path in (tmp_path / "docs" / "gallery").iterdir()} == {
+        "index.md", "steep-path.md", "steep-path-length-quick.svg"}
+    assert {path: path.read_text() for path in written} == pages(tmp_path)
+
+
+def test_what_stands_between_its_marks_is_replaced() -> None:
+    text = replaced("top\n<!-- papers -->old<!-- /papers -->\nend", "papers", "new \\1")
     assert text == "top\n<!-- papers -->\nnew \\1\n<!-- /papers -->\nend"
-    assert with_table(text, "new \\1") == text
+    assert replaced(text, "papers", "new \\1") == text
     with pytest.raises(ValueError, match="papers"):
-        with_table("no marks", "new")
+        replaced("no marks", "papers", "new")
+
+
+STUDY = {
+    "problem": "digits-mlp",
+    "metric": "loss",
+    "winner": "lion",
+    "headline": "lion wins.",
+    "leaderboard": [
+        {"rank": 1, "method": "lion", "median": 0.0512, "low": 0.05, "high": 0.06, "seeds": 3, "setting": {"lr": 0.001}},
+        {"rank": 2, "method": "dog", "median": None, "low": None, "high": None, "seeds": 3, "setting": {}, "tuning_trials": 0},
+    ],
+}
+
+
+def test_a_study_is_a_section_of_the_guide() -> None:
+    text = sections({"small-digits": STUDY})
+    assert "| [small-digits](#small-digits) | lion | lion, dog |" in text and "### small-digits\n\nlion wins." in text
+    assert "| 1 | `lion` | 0.0512 | 0.05 to 0.06, 3 seeds | — | `lr=0.001` |" in text
+    assert "| 2 | `dog` | diverged | — | — | `its own defaults` |" in text
+    assert command(STUDY) == "fallline compare digits-mlp --methods dog,lion --tune 0 --seeds 3"
+    assert "No study" in sections({})
+
+
+def test_what_a_study_was_given_is_in_its_command_and_what_limits_it_beside_it() -> None:
+    given: dict[str, object] = {"budget": {"steps": 300, "seconds": 1.5}, "tune": 6, "tuning_seeds": 2, "seeds": 3}
+    given |= {"first_seed": 7, "prune": "median"}
+    rows = [{**row, "p": 0.013 * row["rank"], "spent": {"samples": 19200}} for row in STUDY["leaderboard"]]
+    given["environment"] = {"torch": "2.13"}
+    study = {**STUDY, "given": given, "limits_of_the_answer": ["few | seeds"], "leaderboard": rows}
+    assert command(study) == ("fallline compare digits-mlp --methods dog,lion --budget steps=300,seconds=1.5 --tune 6 --seeds 3 "
+                              "--tuning-seeds 2 --seed 7 --prune median")
+    text = sections({"digits": study})
+    assert "| 0.026 | 19,200 samples |" in text and "- few \\| seeds" in text and "torch 2.13" in text

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,13 +103,14 @@ def test_reported_and_observed_figures_are_apart():
     assert all(row["value"] == row["observed_value"] for row in exact.trace)
 
 
-@pytest.mark.parametrize("stop", ["return", "raise"])
+@pytest.mark.parametrize("stop", [True, np.True_, torch.tensor(True), StopIteration])
 def test_a_callback_can_end_the_run(stop):
     def callback(moment):
-        if moment.step == 3:
-            if stop == "raise":
-                raise StopIteration
-            return True
+        if moment.step < 3:
+            return torch.tensor(1.0)  # a figure is no answer
+        if stop is StopIteration:
+            raise StopIteration
+        return stop
 
     result = fl.solve(quadratic(), Descent(), fl.Budget(steps=10), callback=callback)
     assert result.status == "stopped" and result.nit == 3

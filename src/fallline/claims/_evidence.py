@@ -174,18 +174,22 @@ class Evidence:
         Made by `at_most`, `at_least`, `exactly`, `between`, `recorded`; names are unique and at least one is judged.
     curves
         Name to ``(x, y)``, two equally long sequences of numbers, to plot.
+    axes
+        What x and y are, for the titles of the plot's axes.
     notes
         Sentences a reader of the figures should know, such as how this scale differs from the paper's.
 
     Raises
     ------
     ValueError
-        When nothing here could fail, when two figures share a name, or when a curve's sides differ in length.
+        When nothing here could fail, when two figures share a name, when a curve's sides differ in length, or when axes are not two.
     """
 
-    def __init__(self, figures: Sequence[Figure], *, curves: Curves | None = None, notes: Sequence[str] = ()) -> None:
+    def __init__(self, figures: Sequence[Figure], *, curves: Curves | None = None, axes: Sequence[str] | None = None,
+                 notes: Sequence[str] = ()) -> None:
         self.figures = tuple(figures)
         self.verdict = judge(self.figures)
+        self.axes = None if axes is None else tuple(axes)
         self.notes = (notes,) if isinstance(notes, str) else tuple(notes)
         self.curves = {name: (list(map(float, x)), list(map(float, y))) for name, (x, y) in (curves or {}).items()}
         names = [figure.name for figure in self.figures]
@@ -195,6 +199,8 @@ class Evidence:
         for name, (x, y) in self.curves.items():
             if len(x) != len(y):
                 raise ValueError(f"curve {name!r} must have as many x as y, got {len(x)} and {len(y)}")
+        if self.axes is not None and (isinstance(axes, str) or len(self.axes) != 2):
+            raise ValueError(f"axes must be the titles of x and y, such as ('steps', 'loss'), got {axes!r}")
 
     def __repr__(self) -> str:
         lines = [f"Evidence: {self.verdict}", *(f"  {describe(figure)}" for figure in self.figures)]

@@ -94,6 +94,7 @@ def _claim_to_json(claim: ClaimResult) -> dict[str, Any]:
         "seconds": round(claim.seconds, 2),
         "figures": [_figure_to_json(figure) for figure in claim.evidence.figures],
         "curves": {name: {"x": _thinned(x), "y": _thinned(y)} for name, (x, y) in claim.evidence.curves.items()},
+        **({"axes": list(claim.evidence.axes)} if claim.evidence.axes else {}),
         "notes": list(claim.evidence.notes),
     }
 
@@ -135,7 +136,7 @@ def _claim_from_json(content: dict[str, Any]) -> ClaimRecord:
         for f in content["figures"]
     ]
     curves = {name: (curve["x"], curve["y"]) for name, curve in content["curves"].items()}
-    evidence = Evidence(figures, curves=curves, notes=content["notes"])
+    evidence = Evidence(figures, curves=curves, axes=content.get("axes"), notes=content["notes"])
     return ClaimRecord(content["name"], content["statement"], float(content["seconds"]), evidence)
 
 

@@ -109,6 +109,7 @@ def global_minimum(scale: Scale, seed: int) -> Evidence:
         at_most("success of gradient descent, best step", max(descent.values()), 0.3),
     ], curves={"population against sigma": (list(cbo), list(cbo.values())),
                "gradient descent against step": (list(descent), list(descent.values()))},
+        axes=("sigma of the population, or step of gradient descent", "share of runs that succeed"),
         notes=[f"{runs} runs of {values:,} evaluations, started in [{low}, {high}]^{d}; a gradient counts as one value. The theory's "
                "2λ > dσ² (isotropic) or 2λ > σ² (anisotropic) excludes the larger sigmas of the grid. "
                "Full: d = 20 with anisotropic noise; the small network is not trained."])

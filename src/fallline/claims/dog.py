@@ -87,6 +87,7 @@ def insensitivity(scale: Scale, seed: int) -> Evidence:
         recorded("gradient descent's least loss", best.tolist()),
     ], curves={"DoG against initial movement": (movements, dog.median(1).values.tolist()),
                "gradient descent against rate": (RATES, sgd.median(1).values.tolist())},
+        axes=("initial movement, or learning rate", "loss"),
         notes=[f"Initial movements {movements[0]:g} to 1, {len(movements)} of them; nine rates half a decade apart. "
                "Both sides are judged by the same average of the iterates. The full scale is this problem for 50,000 steps and nine "
                "movements, not eight fine-tuning tasks."])

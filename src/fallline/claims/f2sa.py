@@ -113,7 +113,7 @@ def bias(scale: Scale, seed: int) -> Evidence:
         errors = np.array([(toys.penalty_gradient(toys.x0, lam) - exact).norm(dim=1).tolist() for lam in lams])
         figures.append(between(f"slope of log bias against log λ, {name}", [slope(lams, row) for row in errors.T], -1.15, -0.85))
         curves[f"bias against λ, {name}"] = (list(lams), list(errors[:, 0]))
-    return Evidence(figures, curves=curves, notes=[STEEPNESS_NOTE, "Full: the same."])
+    return Evidence(figures, curves=curves, axes=("λ", "bias of the gradient"), notes=[STEEPNESS_NOTE, "Full: the same."])
 
 
 ALPHAS = (0.003, 0.01, 0.03)
@@ -147,7 +147,8 @@ def rate(scale: Scale, seed: int) -> Evidence:
                 figures += [at_least(f"slope in the last decade, {side}, {name}", tails, -0.1),
                             recorded(f"slope from K = 300, {side}, {name}", whole)]
             curves[f"{side}, {name}"] = (list(counts), list(best[0]))
-    return Evidence([*figures, recorded("theory's slope, growing λ", -2 / 3)], curves=curves, notes=[
+    figures.append(recorded("theory's slope, growing λ", -2 / 3))
+    return Evidence(figures, curves=curves, axes=("steps K", "least |∇F|²"), notes=[
         STEEPNESS_NOTE, f"Every side at the best of α = {ALPHAS}; ξ = 1, T = 2, λ from 5. A slope steeper than the theory's is a "
         "transient: the penalty's own bias allows −2/3. Full: ten times the steps."])
 

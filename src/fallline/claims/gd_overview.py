@@ -82,6 +82,7 @@ def ravines(scale: Scale, seed: int) -> Evidence:
         between("slope, momentum", slopes["Momentum"], 0.38, 0.62),
         between("slope, Nesterov", slopes["Nesterov"], 0.38, 0.62),
     ], curves={name: (conditions, [float(c.median()) for c in found]) for name, found in counts.items()},
+        axes=("condition number", "steps"),
         notes=["Every learning rate is one of four fractions of the largest stable one; the momentum is the best of "
                f"{', '.join(map(str, MOMENTA))}. Gradient descent's steps are counted in 200ths of the condition number."])
 

@@ -83,8 +83,8 @@ def bulk_and_outliers(scale: Scale, seed: int) -> Evidence:
                          [b / a for a, b in zip(top[2, w], top[5, w], strict=True)], 1.5) for w in widths]
     curves = {f"{k} classes, width {w}": (range(1, 41), trained(k, w, seed)[2].eigenvalues[:40].tolist())
               for k in CLASSES for w in widths}
-    return Evidence(figures, curves=curves, notes=["Curves: the 40 largest eigenvalues by rank. Full: width 100 instead of "
-                                                    "30; the density of a convolutional network's spectrum is not taken."])
+    return Evidence(figures, curves=curves, axes=("rank of the eigenvalue", "eigenvalue"),
+                    notes=["Full: width 100 instead of 30; the density of a convolutional network's spectrum is not taken."])
 
 
 def agreement(classes: int, seed: int, levels: tuple[float, ...]) -> list[float]:
@@ -112,6 +112,7 @@ def gauss_newton(scale: Scale, seed: int) -> Evidence:
           for i, (a, b) in enumerate(itertools.pairwise(levels))),
         *(at_most(f"{k} classes: relative difference at error 0.01", differences, 0.05) for k, differences in fewer.items()),
     ], curves={f"difference against error, seed {s}": (levels, d) for s, d in zip(seeds, found, strict=True)},
+        axes=("squared error", "relative difference"),
         notes=["The difference is the largest of the ten, each relative to the Hessian's. With 2 and 3 classes fewer than ten "
                "eigenvalues stand out (classes squared of them): the ten reach into the bulk, where the two need not agree. "
                "Full: down to an error of 0.001."])

@@ -100,6 +100,7 @@ def arithmetic(scale: Scale, seed: int) -> Evidence:
             *(recorded(f"gain at d = {d}", gain) for d, gain in gains.items()),
         ],
         curves={"cost against period": (periods, [costs[m] for m in periods])},
+        axes=("period m", "gradients to the target"),
         notes=["Hessians count as d gradients; M is the best of 0.001, 0.01, 0.1 and 1 for every period. Random features "
                "are drawn at three seeds; the digits themselves have none. Full: d = 2,000 random features as well."],
     )

@@ -107,7 +107,7 @@ def warm_start(scale: Scale, seed: int) -> Evidence:
                 curves[f"rank {rank}, {'warm' if warm else 'fresh'}"] = (range(1, 51), errors)
         figures += [at_most(f"rank {rank}, warm: error over the best, less one", excess[True], 0.01),
                     at_least(f"rank {rank}, fresh: error over the best, less one", excess[False], 0.05)]
-    return Evidence(figures, curves=curves,
+    return Evidence(figures, curves=curves, axes=("calls", "error over the best, less one"),
                     notes=[f"50 calls on a matrix of {size} × {size} with singular values 1/j. Full: 1,000 × 1,000."])
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +19,7 @@ def papers(
 ) -> None:
     """List the papers, and whether their claims held here; ``show`` names the methods."""
     from fallline import claims
-    from fallline.claims._pages import verdict_text
+    from fallline.claims._gallery import verdict_text
     from fallline.core.errors import UnknownName
 
     found = list(claims.papers())
@@ -54,12 +52,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def resolve(name: str) -> Any:
-    """What ``optim.Lion`` names below ``fallline``."""
-    module, *rest = name.split(".")
-    return reduce(getattr, rest, importlib.import_module(f"fallline.{module}"))
-
-
 def show(slug: Annotated[str, typer.Argument(help="Name of the paper, such as lion.")]) -> None:
     """Show a paper: its rule, what may be tuned, its claims, and the figures they gave."""
     from fallline import claims
@@ -79,9 +71,10 @@ def show(slug: Annotated[str, typer.Argument(help="Name of the paper, such as li
 
 
 def _print_method(name: str) -> None:
-    from fallline.study.report import range_text
+    from fallline.claims._gallery import resolved
+    from fallline.study.numbers import range_text
 
-    method = resolve(name)
+    method = resolved(name)
     print(f"fallline.{name}\n")
     print(inspect.getdoc(method) or "")
     space = getattr(method, "space", {})
@@ -105,7 +98,7 @@ def _print_record(record: Any) -> None:
 def gallery(
     root: Annotated[Path, typer.Option(help="The checkout whose README.md and docs/ are written.")] = Path("."),
 ) -> None:
-    """Write the README's table and docs/gallery.md from the recorded evidence."""
+    """Write the README's table, the gallery and the measured part of the guide from recorded evidence and studies."""
     from fallline.claims._pages import write_pages
     from fallline.study import StudyError
 

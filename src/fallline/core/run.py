@@ -236,7 +236,7 @@ class Run:
                 stop = callback(Moment(self.step, self.seconds, self.counts, self.current, self._state_bytes))
             except StopIteration:
                 stop = True
-            if stop is True:
+            if stop is True or (str(getattr(stop, "dtype", "")).endswith("bool") and bool(stop)):  # NumPy's and torch's True as well
                 self._end("stopped", f"the callback ended the run at step {self.step}")
 
     def _state_bytes(self) -> int:

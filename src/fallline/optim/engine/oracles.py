@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def refuse(name: str, need: str) -> NoReturn:
     """Say that a step needs more than it was given."""
-    raise MissingOracle(f"{name} needs {need}: call step(objective(batch))")
+    raise MissingOracle(f"{name} needs {need} at this step: call step(objective(batch)), with objective = fl.Objective(model, loss)")
 
 
 def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[str, list[Bucket]]:
@@ -31,7 +31,7 @@ def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[s
         if name is not None and (realisation is not None or float(bucket.group["lr"]) != 0):
             wanted.setdefault(name, []).append(bucket)
     if wanted and not hasattr(realisation, "variables"):
-        refuse(type(optimizer).__name__, next(iter(wanted)))
+        refuse(type(optimizer).__name__, f"the curvature estimate {next(iter(wanted))!r}")
     return wanted
 
 
