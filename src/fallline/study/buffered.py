@@ -23,8 +23,8 @@ class Buffered:
     say
         Told in one text when writing fails, and once more when it works again.
     pause
-        Seconds between a failed attempt and the next, at least; more after attempts that took long, so that a database that does
-        not answer costs a run a sixth of its time.
+        Seconds between a failed attempt and the next; five times as many for every second that the attempt took, so that a database
+        that does not answer costs a run a sixth of its time.
     last_seconds
         How long `close` tries.
 
@@ -40,7 +40,7 @@ class Buffered:
         self._storage, self._say, self._pause, self._last_seconds = storage, say, pause, last_seconds
         self._records: dict[str, Record] = {}
         self._studies: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        self._due = 0.0
+        self._due = {"read": 0.0, "write": 0.0}  # on a full disk reading goes on
         self.trouble = ""
 
     @property
@@ -53,13 +53,13 @@ class Buffered:
         wanted = list(ids)
         here = {id: self._records[id] for id in wanted if id in self._records}
         there: dict[str, Record] = {}
-        self._attempt(lambda: there.update(self._storage.get(wanted)))
+        self._attempt("read", lambda: there.update(self._storage.get(wanted)))
         return there | here
 
     def put(self, record: Record) -> None:
         """Write one record and everything that waits, or let it wait too."""
         self._records[record.id] = record
-        self._attempt(self._write)
+        self._attempt("write", self._write)
 
     def studies(self) -> list[Study]:
         """All studies that are written."""
@@ -68,14 +68,14 @@ class Buffered:
     def put_study(self, id: str, name: str, content: Mapping[str, Any]) -> None:
         """Write one study after everything that waits, or let it wait too."""
         self._studies[id] = name, content
-        self._attempt(self._write)
+        self._attempt("write", self._write)
 
     def close(self) -> None:
         """Try a last time to write what waits."""
         end = time.monotonic() + self._last_seconds
         while self._records or self._studies:
-            self._due = 0.0
-            self._attempt(self._write)
+            self._due["write"] = 0.0
+            self._attempt("write", self._write)
             if time.monotonic() >= end:
                 return
             if self.trouble:
@@ -93,16 +93,16 @@ class Buffered:
             self.trouble = ""
             self._say("the storage can be written again; what waited is written")
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Do something with the storage, unless it failed just now."""
         began = time.monotonic()
-        if began < self._due:
+        if began < self._due[what]:
             return
         try:
             action()
         except StudyError as error:
             ended = time.monotonic()
-            self._due = ended + max(self._pause, 5 * (ended - began))
+            self._due[what] = ended + self._pause * max(1.0, 5 * (ended - began))
             if not self.trouble:
                 self._say(f"{error}. The run goes on; {_waiting(self.unwritten)}, and writing is tried again")
             self.trouble = str(error)

@@ -237,7 +237,8 @@ def runs(
     terms = Terms(spec.name, example.kind, limits, tune, tuning_seeds, seeds, seed, chosen, said)
     planner = _Planner(spec, identities, terms, pruner)
     _counted(sides, planner, axis)
-    opened = Buffered(open_storage(storage), watcher.say if watcher else _warn)
+    say = watcher.say if watcher else _warn
+    opened = Buffered(open_storage(storage), say)
     if watcher:
         watcher.start({side.title: planner.planned(side) for side in sides})
     try:
@@ -253,7 +254,7 @@ def runs(
         if watcher:
             watcher.stop()
         if opened.unwritten:
-            opened.say(f"{opened.unwritten} finished trials are not kept, and the same command would run them again: {opened.trouble}")
+            say(f"{opened.unwritten} finished trials are not kept, and the same command would run them again: {opened.trouble}")
     return table
 
 

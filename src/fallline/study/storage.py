@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,7 +98,7 @@ class Database:
     def __init__(self, url: str | sa.URL, *, create: bool = True) -> None:
         import sqlalchemy as sa
 
-        self.url = str(url)
+        self.url = re.sub(r"(?<=:)[^:/@]*(?=@)", "***", str(url))
         try:
             address = sa.engine.make_url(url)
             self.url = address.render_as_string(hide_password=True)
