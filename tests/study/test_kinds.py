@@ -80,6 +80,21 @@ def test_a_torch_optimizer_that_states_no_space_is_tuned_like_the_others() -> No
     assert Contender("dog").ranges == {} and Contender("lbfgs", factory=torch.optim.LBFGS).ranges != {}
 
 
+def test_state_is_what_the_method_keeps_and_not_the_networks_buffers() -> None:
+    class Masked(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("mask", torch.ones(50, 50), persistent=False)
+
+    model = torch.nn.Sequential(Masked(), torch.nn.BatchNorm1d(2))
+    data = torch.randn(8, 4), torch.randint(2, (8,))
+    problem = fl.Training(model, torch.nn.functional.cross_entropy, data, batch_size=4, budget=fl.Budget(steps=3))
+    sides = [Contender("plain", factory=torch.optim.SGD, fixed={"lr": 0.1}), Contender("adamw", fixed={"lr": 0.1})]
+    found = compare(problem, sides, tune=0, seeds=1, progress=False)
+    weights = sum(p.numel() for p in model.parameters())
+    assert {row.method: row.state_bytes for row in found.leaderboard} == {"plain": 0, "adamw": 2 * 4 * weights}
+
+
 class Averaged(fl.Method):
     """Gradient descent over two processes, each with the gradient of its own half, averaged by an all-reduce."""
 

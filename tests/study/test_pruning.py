@@ -56,3 +56,13 @@ def test_any_of_optunas_pruners_and_nothing_else() -> None:
     for wrong in ("fast", 3, optuna):
         with pytest.raises(StudyError, match="prune must be"):
             runs(PROBLEM, [WIDE], prune=wrong)  # type: ignore[arg-type]
+
+
+def test_trials_that_diverge_are_rivals_too(tmp_path: Path) -> None:
+    wild = Contender("wild", factory=torch.optim.SGD, space={"lr": LogUniform(1e-3, 1e30)})
+    first = runs(PROBLEM, [wild], tune=16, seeds=1, prune="median", storage=tmp_path / "trials.sqlite")
+    statuses = [record.status for record in first.sides[0].tuning]
+    assert "error" not in statuses and "divergent" in statuses
+    notes = Notes()
+    again = runs(PROBLEM, [wild], tune=16, seeds=1, prune="median", storage=tmp_path / "trials.sqlite", watcher=notes)
+    assert notes.run == [] and [record.id for record in again.records] == [record.id for record in first.records]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sides import ADAM, PROBLEM, SGD, WILD
+from test_report import evil
 
 from fallline.study import Comparison, compare
 
@@ -130,6 +131,40 @@ def test_a_setting_is_copied(browser: Any, address: str, comparison: Comparison)
     side = comparison.table["sgd"]
     assert page.evaluate("navigator.clipboard.readText()") == side.entrant.code(side.setting, comparison.table.terms.limits)
     assert wrong == []
+
+
+def test_names_of_counts_run_no_script(browser: Any, tmp_path: Path) -> None:
+    page, wrong = opened(browser, evil().report(tmp_path / "report.html").as_uri())
+    page.locator("figure[data-axis] svg").first.hover(position={"x": 200, "y": 150})
+    page.locator("fieldset").get_by_text("steps", exact=True).click()
+    assert page.evaluate("typeof window.X") == "undefined" and page.locator("img").count() == 0
+    shown = [f.get_attribute("data-axis") for f in page.locator("figure[data-axis]").all() if f.is_visible()]
+    assert shown == ["steps"] and wrong == []
+
+
+def test_a_small_screen_shows_every_column_and_the_method_and_median_first(browser: Any, address: str) -> None:
+    page, wrong = opened(browser, address, 400)
+
+    def ends(row: str) -> list[float]:
+        return page.evaluate(f"[...document.querySelectorAll('.leaderboard {row} > *')].map(c => c.getBoundingClientRect().right)")
+
+    rows = page.locator(".leaderboard tbody tr").first.locator("td")
+    assert [rows.nth(i).is_visible() for i in range(9)] == [True] * 9
+    assert max(ends("tbody tr:first-child")[:3]) <= 400 < ends("tbody tr:first-child")[-1]
+    who = page.locator(".leaderboard td.who").first
+    before = who.bounding_box()["x"]
+    page.locator(".leaderboard").evaluate("e => e.scrollTo(10_000, 0)")
+    assert ends("tbody tr:first-child")[-1] <= 400 and who.bounding_box()["x"] == before and wrong == []
+
+
+def test_a_tap_tells_a_value_and_leaves_it_there(browser: Any, address: str) -> None:
+    page, wrong = opened(browser, address, 400, has_touch=True)
+    figure = page.locator("figure[data-axis=steps]")
+    figure.locator("svg").tap(position={"x": 200, "y": 100})
+    tip = figure.locator(".tip")
+    assert tip.evaluate("t => t.style.opacity") == "1" and "sgd" in tip.inner_text()
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and wrong == []
 
 
 def test_ten_methods_stay_small(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_records_hold_the_whole_run() -> None:
     assert record.curve["value"][0] == pytest.approx(record.start) and record.curve["value"][-1] == record.value
     assert record.curve["oracle calls"][-1] == record.curve["gradients"][-1] == 30
     assert record.state_bytes == 0 and record.by_point[30] == record.curve["value"][15]
-    assert set(record.versions) == {"fallline", "torch", "python"}
+    assert set(record.versions) == {"fallline", "torch", "python", "machine", "threads"}
 
 
 def test_what_is_stored_is_not_run_again_and_more_of_it_is_only_added(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_best_of_k_is_that_of_every_order() -> None:
     for k, found in enumerate(best_after(scores), 1):
         bests = sorted(min(order[:k]) for order in itertools.permutations(scores))
         n = len(bests)
-        assert found.median == bests[math.ceil(0.5 * n) - 1]
+        assert found.median == (bests[n // 2 - 1] + bests[n // 2]) / 2
         assert (found.low, found.high) == (bests[math.ceil(0.25 * n) - 1], bests[math.ceil(0.75 * n) - 1])
     assert best_after(scores)[-1].high == 1.0
+    assert [found.median for found in best_after([4.0, 2.0])] == [3.0, 2.0]

@@ -70,3 +70,19 @@ def test_few_choices_are_all_tried_once() -> None:
 
 def test_an_empty_space_has_one_setting() -> None:
     assert drive({}, 8, 0, lambda setting: 0.0) == [[{}]]
+
+
+def test_choices_do_not_repeat_while_others_are_left() -> None:
+    space = {"lr": Choice(*(10.0**-k for k in range(10)))}
+    asked = [setting["lr"] for batch in drive(space, 8, 0, lambda setting: setting["lr"]) for setting in batch]
+    assert len(set(asked)) == len(asked) == 8
+
+
+def test_options_may_be_equal_or_not_comparable() -> None:
+    import torch
+
+    starts = Choice(torch.zeros(2), torch.ones(2))
+    space: dict[str, Range] = {"flag": Choice(1, True, 1.0), "start": starts, "lr": LogUniform(1e-3, 1.0)}
+    asked = [setting for batch in drive(space, 20, 0, lambda setting: setting["lr"]) for setting in batch]
+    assert {type(setting["flag"]) for setting in asked} == {int, bool, float}
+    assert {float(setting["start"][0]) for setting in asked} == {0.0, 1.0}

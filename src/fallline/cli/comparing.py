@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import math
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from fallline.core.budget import Budget
-    from fallline.study import Comparison
+    from fallline.study import Comparison, Contender
 
 
 def parse_budget(texts: list[str]) -> Budget | None:
@@ -32,37 +37,68 @@ def parse_budget(texts: list[str]) -> Budget | None:
             raise StudyError(f"--budget must be NAME=NUMBER, got {text!r}; for example --budget steps=500")
         if name != "seconds" and not number.is_integer():
             raise StudyError(f"--budget {name} must be a whole number, got {text!r}; only seconds may be a fraction")
+        if not 0 < number < math.inf:
+            raise StudyError(f"--budget {name} must be a positive number, got {text!r}; for example --budget {name}=500")
+        if name in limits:
+            raise StudyError(f"--budget {name} is given twice, in {','.join(texts)!r}; give it once")
         limits[name] = number if name == "seconds" else int(number)
-    try:
-        return Budget(**limits) if limits else None  # type: ignore[arg-type]
-    except ValueError as error:
-        raise StudyError(f"--budget {','.join(texts)!r} is empty: {error}; for example --budget steps=500") from error
+    return Budget(**limits) if limits else None  # type: ignore[arg-type]
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if need be; refused before any work when nothing can be written there."""
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[Path]:
+    """The folder, made if need be; refused before any work when nothing can be written there, and gone if nothing was."""
     from fallline.study import StudyError
 
+    made = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise StudyError(f"--out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise StudyError(f"--out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # the first one that is not empty, or was never made
+            for place in made:
+                place.rmdir()
 
 
-def listed(methods: str) -> list[str]:
-    """``"adamw,optim,my.py:Descent"`` as names; what Python imports from here is found, as it is by ``python -m``."""
+def importable(folder: Path) -> None:
+    """Let Python import what lies in the folder, here and in the worker processes."""
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
+
+
+def listed(methods: str) -> list[str | Contender]:
+    """``"adamw,optim,mine=my.py:Descent"`` as names and labelled sides; modules are found from here, as by ``python -m``."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    if any(":" in name for name in names) and "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    return names
+    if any(":" in name for name in names) and "" not in sys.path:
+        importable(Path.cwd())
+    return [_labelled(name) for name in names]
+
+
+def _labelled(name: str) -> str | Contender:
+    """The side that ``LABEL=METHOD`` names; a name without a label, or a path with a ``=`` in its folders, as it is."""
+    from fallline.study import StudyError
+    from fallline.study.settings import contender
+
+    label, equals, method = (part.strip() for part in name.partition("="))
+    if not equals or {*"/\\:"} & {*label}:
+        return name
+    if not label or not method:
+        raise StudyError(f"--methods must hold METHOD or LABEL=METHOD, got {name!r}; for example --methods mine=my.py:Descent,adamw")
+    return dataclasses.replace(contender(method), label=label)
 
 
 def compare(
     problem: Annotated[str, typer.Argument(help="A ready problem, or a Python file with `def problem(seed: int)`.")],
     methods: Annotated[
-        str, typer.Option(help="Joined by commas: names, rooms, `all` that fit, your own as FILE.py:CLASS or MODULE:CLASS.")
+        str, typer.Option(
+            help="Joined by commas: names, rooms, `all` that fit, your own as FILE.py:CLASS or MODULE:CLASS; LABEL=NAME or "
+            "LABEL=FILE.py:CLASS calls one otherwise, and tells two of one name apart."
+        ),
     ] = "all",
     budget: Annotated[
         list[str], typer.Option(help="Of every trial: steps=500, seconds=10, gradients=2000; the problem's own by default.")
@@ -92,25 +128,27 @@ def compare(
     from fallline.study.sources import problem_spec
 
     limits = parse_budget(budget)
-    spec = problem_spec(problem)
-    folder = writable(out or Path(f"fallline-{spec.name}"))
-    comparison = run(
-        spec,
-        listed(methods),
-        limits,
-        tune=tune,
-        seeds=seeds,
-        tuning_seeds=tuning_seeds,
-        seed=seed,
-        metric=metric,
-        prune=prune,
-        axis=axis,
-        workers=workers,
-        cluster=cluster,
-        storage=storage or folder / "trials.sqlite",
-        progress=False if as_json else None,
-    )
-    _present(comparison, folder, as_json)
+    if problem.endswith(".py"):
+        importable(Path(problem).parent)
+    spec, sides = problem_spec(problem), listed(methods)
+    with writable(out or Path(f"fallline-{spec.name}")) as folder:
+        comparison = run(
+            spec,
+            sides,
+            limits,
+            tune=tune,
+            seeds=seeds,
+            tuning_seeds=tuning_seeds,
+            seed=seed,
+            metric=metric,
+            prune=prune,
+            axis=axis,
+            workers=workers,
+            cluster=cluster,
+            storage=storage or folder / "trials.sqlite",
+            progress=False if as_json else None,
+        )
+        _present(comparison, folder, as_json)
     if not comparison.leaders and len(comparison.errors) == len(comparison.leaderboard):
         raise typer.Exit(1)
 
@@ -118,6 +156,7 @@ def compare(
 def _present(comparison: Comparison, folder: Path, machine: bool) -> None:
     """Print the outcome, then write the report: a full disk does not take away what was found."""
     from rich.console import Console
+    from rich.text import Text
 
     from fallline.study.terminal import print_comparison, write_svg
 
@@ -129,13 +168,13 @@ def _present(comparison: Comparison, folder: Path, machine: bool) -> None:
     comparison.report(path)
     write_svg(comparison, folder / "leaderboard.svg")
     if not machine:
-        console.print(f"Report: {path}", highlight=False, soft_wrap=True)
+        console.print(Text(f"Report: {path}"), soft_wrap=True)
 
 
 def report(
     storages: Annotated[list[str], typer.Argument(help="Database URLs, SQLite files, or folders that `compare` wrote.")],
     problems: Annotated[list[str], typer.Option("--problem", help="Only the studies of this problem; may be repeated.")] = [],  # noqa: B006
-    latest: Annotated[bool, typer.Option(help="Only the latest study of every problem, or all of them.")] = True,
+    every: Annotated[bool, typer.Option("--all", help="Also the earlier studies of the same question in a storage.")] = False,
     axis: Annotated[str | None, typer.Option(help="The cost shown first: steps, seconds, gradients …")] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as a JSON list instead.")] = False,
@@ -145,18 +184,28 @@ def report(
     from fallline.study.comparison import Comparison
     from fallline.study.report import write_report
 
-    found = [entry for storage in storages for entry in stored(_storage_in(storage))]
+    held = [stored(storage) for storage in dict.fromkeys(map(_storage_in, storages))]
+    found = [entry for studies in held for entry in (studies if every else _latest(studies))]
     kept = [entry for entry in found if not problems or entry.table.terms.problem in problems]
     if not kept:
         there = ", ".join(sorted({entry.table.terms.problem for entry in found}))
         raise StudyError(f"no study of {', '.join(problems)} is stored; there are studies of {there}")
-    if latest:
-        kept = list({entry.table.terms.problem: entry for entry in kept}.values())
     shown = [Comparison(entry.table, axis) for entry in kept]
     if as_json:
         print(json.dumps([entry.to_dict() for entry in shown], indent=1, ensure_ascii=False, default=repr))
         return
     print(write_report(shown, out))
+
+
+def _latest(studies: list[Comparison]) -> list[Comparison]:
+    """Of studies of one storage, oldest first: the last one of every problem, budget, metric and set of methods."""
+    found: dict[object, Comparison] = {}
+    for study in studies:
+        terms = study.table.terms
+        question = terms.problem, frozenset(terms.limits.items()), terms.metric, frozenset(side.title for side in study.table.sides)
+        found.pop(question, None)
+        found[question] = study
+    return list(found.values())
 
 
 def _storage_in(place: str) -> str:

@@ -109,8 +109,8 @@ class Method:
 
     def state_bytes(self, problem: Problem, state: State) -> int:
         """Return the bytes of all tensors in the state, beyond one copy of the variables; 0-d tensors, which count steps, left out."""
-        held = sum(t.nbytes for t in _tensors(self.pack(state)) if t.ndim)
-        return max(0, held - sum(leaf.nbytes for leaf in tree.leaves(problem.x0)))
+        memories = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.pack(state)) if t.ndim}
+        return max(0, sum(memories.values()) - sum(leaf.nbytes for leaf in tree.leaves(problem.x0)))
 
     def identity(self, problem: Problem) -> dict[str, str]:
         """Return by name what must be the same for a run to go on from a checkpoint of this method."""
@@ -244,6 +244,10 @@ class Train(Method):
         if state["schedule"] is not None:
             state["schedule"].load_state_dict(packed["schedule"])
         return {**state, **{name: packed[name] for name in ("t", "loss", "key")}}
+
+    def state_bytes(self, problem: Problem, state: State) -> int:
+        """The bytes of the optimizer's state; buffers of the network are the problem's."""
+        return sum(t.nbytes for entry in state["optimizer"].state.values() for t in _tensors(entry) if t.ndim)
 
     def identity(self, problem: Problem) -> dict[str, str]:
         """The method, and what its functions make: a function may make another optimizer under the same name."""

@@ -20,6 +20,7 @@ LEFT, TOP, BOTTOM = 66.0, 14.0, 46.0
 COLOURS = 8
 LABEL_GAP, LETTER, LONGEST = 16.0, 8.8, 15
 SMALLEST, HIGHEST = 1e-15, 2.0
+LONG = 1e8
 FEW = 40
 
 
@@ -37,6 +38,8 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """Whether only whole numbers are ticked; where the range starts above 0, its start is then a tick too."""
 
     def place(self, value: float) -> float:
         """Where a value lies; values outside the range lie on its ends."""
@@ -46,19 +49,22 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Round values within the range, with their text."""
-        return _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
+        return _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high, self.whole)
 
 
-def _linear_ticks(low: float, high: float) -> list[tuple[float, str]]:
+def _linear_ticks(low: float, high: float, whole: bool) -> list[tuple[float, str]]:
     if high <= low:
         return [(low, short(low))]
-    rough = (high - low) / 4
+    rough = max((high - low) / 4, 1.0) if whole else (high - low) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = unit * next(m for m in (1, 2, 2.5, 5, 10) if m * unit >= rough * 0.999)
+    factors = (1, 2, 5, 10) if whole and unit == 1 else (1, 2, 2.5, 5, 10)
+    step = unit * next(m for m in factors if m * unit >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     values = [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    if whole and low > 0 and low not in values:
+        values = [low, *values]
     digits = max(0, -math.floor(math.log10(step)) + (step / 10 ** math.floor(math.log10(step)) == 2.5))
-    return [(v, f"{v:,.{digits}f}" if digits < 5 else short(v)) for v in values]
+    return [(v, f"{v:,.{digits}f}" if digits < 5 and high < LONG else short(v)) for v in values]
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -77,11 +83,11 @@ def _power(value: float) -> str:
     return ("" if digit == 1 else f"{digit}·") + f"10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
-def spanning(values: Sequence[float], start: float, end: float, *, margin: float = 0.05) -> Axis:
-    """An axis around the finite values, logarithmic where that reads better."""
+def spanning(values: Sequence[float], start: float, end: float, *, margin: float = 0.05, zeros: bool = False) -> Axis:
+    """An axis around the finite values, logarithmic where that reads better; not if a zero must be seen to be one."""
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
-    if logarithmic(finite):
+    if logarithmic(finite) and not (zeros and low == 0):
         low = max(min(v for v in finite if v > 0), high * SMALLEST)
         room = (high / low) ** margin
         return Axis(low / room, high * room, start, end, log=True)
@@ -148,21 +154,24 @@ def _end_labels(ends: list[tuple[float, int, str]], x: float) -> list[str]:
 
 
 def _below(band: Band, ceiling: float) -> Band:
-    """The band up to its first median above the ceiling, which is drawn at the top: a line that leaves the chart."""
-    n = next((i + 1 for i, v in enumerate(band.median) if v > ceiling), len(band.median))
+    """The band up to where its median goes above the ceiling for good: a line that leaves the chart at the top."""
+    n = 2 + max((i for i, v in enumerate(band.median) if v <= ceiling), default=0)
     capped = [[min(v, ceiling) for v in values[:n]] for values in (band.low, band.median, band.high)]
     return Band(band.title, band.x[:n], *capped)
 
 
-def line_chart(given: Sequence[tuple[int, Band]], x_label: str, y_label: str) -> Chart:
+def line_chart(
+    given: Sequence[tuple[int, Band]], x_label: str, y_label: str, *, first: float = 0.0, whole: bool = False
+) -> Chart:
     """Median lines within their bands, each with its rank (from 0), which is its colour, and its name at its end.
 
-    Lines above twice the highest start leave the chart: a run that diverges says nothing by how much.
+    The horizontal axis starts at ``first``, and is ticked at whole numbers if it has no others. Lines that stay above twice the highest
+    start leave the chart: a run that diverges says nothing by how much.
     """
     ceiling = HIGHEST * max(abs(band.median[0]) for _, band in given)
     ranks, bands = [rank for rank, _ in given], [_below(band, ceiling) for _, band in given]
     right = 14 + LETTER * max(len(_clipped(band.title)) for band in bands)
-    x = Axis(0.0, max(band.x[-1] for _, band in given), LEFT, WIDTH - right)
+    x = Axis(first, max(band.x[-1] for _, band in given), LEFT, WIDTH - right, whole=whole)
     medians = [v for band in bands for v in band.median]
     y = spanning(medians, HEIGHT - BOTTOM, TOP)
     parts, ends, series = _frame(x, y, x_label, y_label), [], []
@@ -197,7 +206,7 @@ class Points:
 
 def point_chart(sides: Sequence[Points], x_label: str, y_label: str, *, joined: bool = True) -> Chart:
     """Points, joined by a line a side or not, divergent ones as crosses along the top, the chosen ones ringed."""
-    x = spanning([v for side in sides for v in side.x], LEFT, WIDTH - 16)
+    x = spanning([v for side in sides for v in side.x], LEFT, WIDTH - 16, zeros=True)
     y = spanning([v for side in sides for v in side.y], HEIGHT - BOTTOM, TOP + 22)
     parts, series = _frame(x, y, x_label, y_label), []
     if any(not math.isfinite(v) for side in sides for v in side.y):

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, Generic
 
 from fallline.study.executors import ATTEMPTS, Assignment, Job, Lost, Out, one_slot
-from fallline.study.processes import end_with_parent, interrupts_held, stand_apart
+from fallline.study.processes import end_group, end_with_parent, stand_apart
 from fallline.study.sources import StudyError
 
 LOCAL = "local"
@@ -44,7 +44,8 @@ class Cluster(Generic[Job, Out]):
         A function of a module, applied to every job; jobs and outcomes are pickled, also by value.
     address
         ``ray://host:10001``, ``host:6379`` on a machine of the cluster, ``auto`` for the cluster that this machine belongs to, or
-        ``local`` for a Ray on this machine, which ends with the executor.
+        ``local`` for a Ray on this machine, which ends with the executor. Where a cluster asks for a token, Ray takes it from the
+        environment (``RAY_AUTH_MODE=token``).
     size
         How many processors of one machine a job takes, all of the largest at most; one by default.
     cpus
@@ -67,13 +68,12 @@ class Cluster(Generic[Job, Out]):
         self._connection, theirs = context.Pipe()
         arguments = theirs, self._pickle.dumps(work), address, cpus
         self._driver = context.Process(target=_drive, args=arguments, daemon=True)
-        with interrupts_held():
-            self._driver.start()
+        self._driver.start()
         theirs.close()
         try:
             self._connect()
         except BaseException:
-            self.close()
+            end_group(self._driver)
             raise
 
     def _connect(self) -> None:
@@ -130,8 +130,7 @@ class Cluster(Generic[Job, Out]):
         """Cancel what runs, and end the Ray that was started here; a cluster goes on without us."""
         self._connection.close()
         self._driver.join(CLOSE_SECONDS)
-        self._driver.kill()
-        self._driver.join()
+        end_group(self._driver)
 
 
 def _cloudpickle() -> ModuleType:
@@ -157,7 +156,7 @@ def _drive(connection: Connection, work: bytes, address: str, cpus: int | None) 
     try:
         _open(address, cpus)
     except Exception as error:  # Ray raises whatever it raises at an address that is no cluster's, or of another version
-        connection.send(str(error).strip().partition("\n")[0] or type(error).__name__)
+        connection.send(": ".join(_said(cause) for cause in (error, error.__cause__) if cause is not None))
         return
     connection.send("")
     try:
@@ -176,10 +175,10 @@ def _open(address: str, cpus: int | None) -> None:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
             socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
-        except ValueError as error:
-            raise ValueError("it is not host:port") from error
+        except ValueError:
+            raise ValueError("it is not host:port") from None
         except OSError as error:
-            raise ConnectionError(f"nothing answers there ({error})") from error
+            raise ConnectionError(f"nothing answers there ({error})") from None
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -230,12 +229,19 @@ def _read(future: Any) -> tuple[bytes, str]:
     except RayTaskError as error:  # the job was not even read: something is not installed there
         return pickle.dumps(Lost(f"the cluster could not read it; what it needs must be installed there\n{error}")), ""
     except RayError as error:
-        return b"", str(error).strip().partition("\n")[0]
+        return b"", _said(error)
+
+
+def _said(error: BaseException) -> str:
+    """The line that says what happened: the first, or the last of a traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if "Traceback" in lines[0] else 0].rstrip(".")
 
 
 def _run(work: bytes, job: bytes) -> bytes:
     """One job, in a process of Ray's."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # by which torch ends the processes of a worker that died
+    if hasattr(signal, "pthread_sigmask"):  # Ray holds interrupts back, by which torch ends the processes of a worker that died
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import torch
     from ray import cloudpickle
 

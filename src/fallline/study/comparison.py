@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fallline.core.budget import Budget
 from fallline.core.problem import Problem
 from fallline.study import words
-from fallline.study.curves import checked_axis
+from fallline.study.curves import axes, checked_axis
 from fallline.study.effort import best_after, setting_scores
 from fallline.study.leaderboard import Row, leaderboard, not_told_apart, winner
 from fallline.study.methods import chosen
@@ -81,7 +81,7 @@ class Comparison:
         """How much of ``spending`` a run of this side took, the median over fresh seeds."""
         if self.spending == "oracle calls":
             return sum(row.counts.get(name, 0) for name in ORACLES)
-        own = {"seconds": row.seconds, "steps": max((r.steps for r in self.table[row.method].evaluations), default=0)}
+        own = {"seconds": row.seconds, "steps": row.steps}
         return own.get(self.spending, row.counts.get(self.spending, 0))
 
     @property
@@ -107,7 +107,7 @@ class Comparison:
     @property
     def _unequal(self) -> str:
         """What to know when the same budget let sides spend different amounts; empty when they spent the same."""
-        spent = {row.method: self.spent(row) for row in self.leaderboard if row.finished}
+        spent = {row.method: self.spent(row) for row in self.leaderboard if row.reached}
         most, least = max(spent.values(), default=0), min(spent.values(), default=0)
         if self.spending == "seconds" or most <= words.SAME * least:
             return ""
@@ -133,14 +133,14 @@ class Comparison:
         return as_text(self)
 
     def to_frame(self) -> Any:
-        """Every trial as a row of a pandas DataFrame."""
+        """Every trial as a row of a pandas DataFrame; a hyperparameter called like a column is ``setting NAME``."""
         try:
             import pandas
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'fallline[frames]'") from error
         stages = [(record, "tuning") for side in self.table.sides for record in side.tuning]
         stages += [(record, "seeds") for side in self.table.sides for record in side.evaluations]
-        return pandas.DataFrame(
+        frame = [
             {
                 "method": record.method,
                 "stage": stage,
@@ -151,10 +151,12 @@ class Comparison:
                 "seconds": record.seconds,
                 "state_bytes": record.state_bytes,
                 **record.counts,
-                **record.hyperparameters,
             }
             for record, stage in stages
-        )
+        ]
+        for row, (record, _) in zip(frame, stages, strict=True):
+            row |= {f"setting {name}" if name in row else name: value for name, value in record.hyperparameters.items()}
+        return pandas.DataFrame(frame)
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain data for another program; a value that is not finite is None."""
@@ -180,6 +182,7 @@ class Comparison:
             "seeds": row.spread.count,
             "diverged": row.diverged,
             "failed": row.failed,
+            "reached": row.reached,
             "tuning_trials": row.tuning_trials,
             "tuning_diverged": row.tuning_diverged,
             "tuning_failed": row.tuning_failed,
@@ -221,9 +224,15 @@ def stored(storage: str | Path | Storage) -> list[Comparison]:
         When there is none, or the storage cannot be read.
     """
     opened = open_storage(storage, create=False)
-    found = [Comparison(read_table(study.content, opened)) for study in opened.studies()]
+    found, broken = [], []
+    for study in opened.studies():
+        try:
+            found.append(Comparison(read_table(study.content, opened)))
+        except StudyError as error:  # records were deleted; the other studies are whole
+            broken.append(error)
     if not found:
-        raise StudyError(f"storage {str(storage)!r} holds no finished comparison; run `fallline compare … --storage` with it")
+        reason = str(broken[0]) if broken else "run `fallline compare … --storage` with it"
+        raise StudyError(f"storage {str(storage)!r} holds no whole comparison; {reason}")
     return found
 
 
@@ -281,4 +290,4 @@ def compare(
         axis=axis,
         watcher=watcher_for(progress),
     )
-    return Comparison(table, axis)
+    return Comparison(table, axis if axis in axes(table) else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ POINTS = 60
 
 @dataclass(frozen=True)
 class Band:
-    """One side's median curve between its lower and upper ends."""
+    """One side's median curve between its lower and upper ends; an upper end may be infinite."""
 
     title: str
     x: list[float]
@@ -27,25 +28,39 @@ class Band:
 
 
 def band(side: Side, axis: str) -> Band:
-    """Median and spread of the seeds' curves, up to where the shortest ends; cut where the median is not finite."""
+    """Median and spread of the seeds' curves, up to where the shortest that finished ends; cut where the median is not finite.
+
+    A run that diverged or failed is infinite from the end of its curve on, and altogether if it has none.
+    """
     import numpy as np
 
-    curves = [record.curve for record in side.evaluations if axis in record.curve]
+    finished = [r.curve for r in side.evaluations if r.status == "finished" and axis in r.curve]
+    lost = [r.curve for r in side.evaluations if r.status != "finished"]
     empty = Band(side.title, [], [], [], [])
-    end = min((max(curve[axis]) for curve in curves), default=0.0)
+    ends = [max(curve[axis]) for curve in finished]
+    end = min(ends) if ends else max((max(curve[axis]) for curve in lost if axis in curve), default=0.0)
     if end <= 0:
         return empty
     grid = np.linspace(0.0, end, POINTS + 1)
-    lines = [np.interp(grid, curve[axis], curve["value"]).tolist() for curve in curves]
-    for x, values in zip(grid.tolist(), zip(*lines, strict=True), strict=True):
+    lines = [np.interp(grid, curve[axis], curve["value"]) for curve in finished] + [_lost(grid, curve, axis) for curve in lost]
+    for x, values in zip(grid.tolist(), np.stack(lines, axis=1).tolist(), strict=True):
         here = spread(values)
         if not math.isfinite(here.median):
             break
         empty.x.append(x)
         empty.low.append(here.low)
         empty.median.append(here.median)
-        empty.high.append(here.high if math.isfinite(here.high) else here.median)
+        empty.high.append(here.high)
     return empty
+
+
+def _lost(grid: Any, curve: Mapping[str, Sequence[float]], axis: str) -> Any:
+    """A curve that ended before its time, infinite from there on."""
+    import numpy as np
+
+    if axis not in curve:
+        return np.full(len(grid), np.inf)
+    return np.where(grid < max(curve[axis]), np.interp(grid, curve[axis], curve["value"]), np.inf)
 
 
 def axes(table: RunTable) -> list[str]:
@@ -79,10 +94,11 @@ def figure(table: RunTable, axis: str) -> Any:
 
     drawn = go.Figure()
     found = bands(table, checked_axis(table, axis))
+    top = max((v for entry in found for v in (*entry.median, *entry.high) if math.isfinite(v)), default=0.0)
     for index, entry in enumerate(found):
         colour = qualitative.Safe[index % len(qualitative.Safe)]
         filled = colour.replace("rgb", "rgba").replace(")", ", 0.2)")
-        outline = {"x": entry.x + entry.x[::-1], "y": entry.high + entry.low[::-1]}
+        outline = {"x": entry.x + entry.x[::-1], "y": [min(v, top) for v in entry.high] + entry.low[::-1]}
         drawn.add_scatter(**outline, fill="toself", fillcolor=filled, line={"width": 0}, hoverinfo="skip", showlegend=False)
         drawn.add_scatter(x=entry.x, y=entry.median, name=entry.title, line={"color": colour}, mode="lines")
     scale = "log" if logarithmic([v for entry in found for v in entry.median]) else "linear"

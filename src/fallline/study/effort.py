@@ -2,6 +2,7 @@
 
     P(min of k of the n scores ≤ s₍ᵢ₎) = 1 − C(n − i, k) / C(n, k)        median and quartiles by this distribution, exactly
 
+Where this is exactly one half, the median lies midway between s₍ᵢ₎ and s₍ᵢ₊₁₎, as it does for an even number of values.
 Trials that a tuner chose after seeing others are taken as if they had been drawn blindly, so that for few trials the curve is a
 little too good.
 """
@@ -19,10 +20,13 @@ def best_after(scores: Sequence[float]) -> list[Spread]:
     """Median and quartiles of the best of k scores, for k = 1 to all; ``inf`` stands for a trial that gave nothing."""
     ordered, n = sorted(scores), len(scores)
 
-    def quantile(share: float, k: int) -> float:
-        return next(ordered[i - 1] for i in range(1, n + 1) if 1 - math.comb(n - i, k) / math.comb(n, k) >= share)
+    def quartile(quarter: int, k: int) -> float:
+        orders = math.comb(n, k)
+        i = next(i for i in range(1, n + 1) if 4 * math.comb(n - i, k) <= (4 - quarter) * orders)
+        halved = quarter == 2 and 2 * math.comb(n - i, k) == orders
+        return (ordered[i - 1] + ordered[i]) / 2 if halved else ordered[i - 1]
 
-    return [Spread(quantile(0.25, k), quantile(0.5, k), quantile(0.75, k), n, "quartiles") for k in range(1, n + 1)]
+    return [Spread(quartile(1, k), quartile(2, k), quartile(3, k), n, "quartiles") for k in range(1, n + 1)]
 
 
 def setting_scores(side: Side, table: RunTable) -> list[float]:

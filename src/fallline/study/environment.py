@@ -1,4 +1,4 @@
-"""Where a run took place: versions, machine, cores."""
+"""Where a trial took place: versions, machine, cores, threads."""
 
 from __future__ import annotations
 
@@ -17,4 +17,7 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """What a reader of figures needs to judge them by."""
-    return {**versions(), "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores"}
+    import torch
+
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores"
+    return {**versions(), "machine": machine, "threads": str(torch.get_num_threads())}

@@ -112,7 +112,7 @@ def _described(thing: Any, seen: Seen) -> Any:
 
 def _array(thing: Any) -> list[Any]:
     if isinstance(thing, torch.Tensor):
-        plain = thing.detach().cpu().contiguous()
+        plain = thing.detach().cpu().clone(memory_format=torch.contiguous_format) if thing.layout is torch.strided else thing
         content = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.layout is torch.strided else repr(thing).encode()
     else:
         content = thing.tobytes()

@@ -1,7 +1,7 @@
 """The leaderboard: sides by the median of their metric over fresh seeds, each held against the best by a paired test.
 
-Sides are told apart where the test's p is at most 0.05. A winner is a side that is told apart from every other; one seed tells
-nothing apart, and runs that are the same at every seed, of a method and a problem without randomness, are one seed.
+Sides are told apart where the test's p is at most 0.05. A winner is a side that is told apart from every other over three
+seeds or more; runs that are the same at every seed, of a method and a problem without randomness, are one seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fallline.study.numbers import short
-from fallline.study.significance import LEVEL, paired_p
+from fallline.study.significance import FEWEST, LEVEL, paired_p
 from fallline.study.spread import Spread, spread
 from fallline.study.table import RunTable, Side
 
@@ -21,8 +21,8 @@ from fallline.study.table import RunTable, Side
 class Row:
     """One line of the leaderboard.
 
-    ``p`` is that of the paired test against the best side: None for the best itself, for a side that did not finish, and where
-    both have one run at all seeds.
+    ``p`` is that of the paired test against the best side: None for the best itself, for a side that finished at no seed, and
+    where both have one run at all seeds.
     """
 
     rank: int
@@ -38,8 +38,11 @@ class Row:
     tuning_pruned: int
     errors: tuple[str, ...]
     seconds: float
+    steps: float
     counts: Mapping[str, float]
     state_bytes: int
+    reached: int
+    """At how many fresh seeds it finished."""
     different: int
     """How many of the runs at fresh seeds differ from each other."""
 
@@ -67,7 +70,7 @@ class Row:
 
 def leaderboard(table: RunTable) -> list[Row]:
     """Rows, best median first; equal medians in the order in which the methods were named."""
-    ordered = sorted(table.sides, key=lambda side: spread(side.values).median)
+    ordered = sorted(table.sides, key=lambda side: (spread(side.values).median, min(side.values)))
     return [_row(rank, side, ordered[0]) for rank, side in enumerate(ordered, 1)]
 
 
@@ -77,12 +80,14 @@ def _row(rank: int, side: Side, best: Side) -> Row:
     everything = (*side.tuning, *records)
     statuses = [record.status for record in side.tuning]
     different = _different(side)
-    found, same_run = spread(side.values), side is best or (different == 1 and _different(best) == 1)
+    reached = sum(math.isfinite(value) for value in side.values)
+    untested = side is best or not reached or (different == 1 and _different(best) == 1)
+    ran = [record for record in records if record.status != "error"] or records
     return Row(
         rank=rank,
         method=side.title,
-        spread=found,
-        p=None if same_run or math.isinf(found.median) else paired_p(best.values, side.values),
+        spread=spread(side.values),
+        p=None if untested else paired_p(best.values, side.values),
         setting=side.setting,
         diverged=sum(record.status == "divergent" for record in records),
         failed=sum(record.status == "error" for record in records),
@@ -90,12 +95,18 @@ def _row(rank: int, side: Side, best: Side) -> Row:
         tuning_diverged=statuses.count("divergent"),
         tuning_failed=statuses.count("error"),
         tuning_pruned=statuses.count("pruned"),
-        errors=tuple(dict.fromkeys(r.message.strip().splitlines()[-1] for r in everything if r.status == "error")),
-        seconds=spread([record.seconds for record in records]).median,
-        counts={name: spread([record.counts.get(name, 0) for record in records]).median for name in sorted(names)},
+        errors=tuple(dict.fromkeys(_last_line(r.message) for r in everything if r.status == "error")),
+        seconds=spread([record.seconds for record in ran]).median,
+        steps=spread([record.steps for record in ran]).median,
+        counts={name: spread([record.counts.get(name, 0) for record in ran]).median for name in sorted(names)},
         state_bytes=max(record.state_bytes for record in records),
+        reached=reached,
         different=different,
     )
+
+
+def _last_line(message: str) -> str:
+    return (message.strip().splitlines() or ["no message"])[-1]
 
 
 def _different(side: Side) -> int:
@@ -103,15 +114,15 @@ def _different(side: Side) -> int:
 
 
 def not_told_apart(rows: list[Row]) -> list[Row]:
-    """The best row and all that the test does not tell apart from it; empty when every side diverged."""
-    if not rows[0].finished:
+    """The best row and all that the test does not tell apart from it; empty when no side finished at any seed."""
+    if not rows[0].reached:
         return []
     best = rows[0].spread.median
-    return [row for row in rows if row.spread.median == best or (row.finished and row.p is not None and row.p > LEVEL)]
+    return [row for row in rows if row.reached and (row.spread.median == best or (row.p is not None and row.p > LEVEL))]
 
 
 def winner(rows: list[Row]) -> str | None:
-    """The side that finished and is told apart from every other; none otherwise, and among one."""
+    """The side that finished and is told apart from every other that did at any seed; none otherwise, and among one."""
     others = rows[1:]
-    ahead = all(not row.finished or (row.p is not None and row.p <= LEVEL) for row in others)
-    return rows[0].method if rows[0].finished and others and ahead and rows[0].spread.count > 1 else None
+    ahead = all(not row.reached or (row.p is not None and row.p <= LEVEL) for row in others)
+    return rows[0].method if rows[0].finished and others and ahead and rows[0].spread.count >= FEWEST else None

@@ -39,5 +39,5 @@ def chosen(methods: str | Iterable[str | Contender | type], problem: Problem) ->
         some = fitting(problem, registry.names() if method == "all" else rooms[method]) if wide else [method]  # type: ignore[index]
         if not some:
             raise StudyError(f"no registered method of {method!r} can solve problem {problem.name!r}; `fallline papers` lists them")
-        found += [entry for entry in some if entry not in found] if wide else some
+        found += [entry for entry in some if entry not in found] if wide or isinstance(method, str) else some
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fallline.core.space import Choice, Integers, LogUniform, Range
 from fallline.study.spread import Spread
@@ -40,6 +40,16 @@ def p_text(p: float | None) -> str:
 def amount(value: float) -> str:
     """A count or a time: whole numbers with their thousands apart."""
     return f"{value:,.0f}" if value == int(value) else short(value)
+
+
+def budget_text(limits: Mapping[str, float]) -> str:
+    """Limits in words: ``1,000 steps``."""
+    return ", ".join(f"{limit:,g} {name}" if limit % 1 else f"{limit:,.0f} {name}" for name, limit in limits.items())
+
+
+def code_text(value: object) -> str:
+    """A hyperparameter as Python reads it, to the last digit; text of a number that is not finite becomes that number."""
+    return f"float({str(value)!r})" if str(value) in ("inf", "-inf", "nan") else repr(value)
 
 
 def setting_text(setting: object) -> str:

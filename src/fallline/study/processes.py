@@ -15,9 +15,8 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic
 
@@ -138,21 +137,15 @@ class Processes(Generic[Job, Out]):
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
         worker = _Worker(process, ours)
-        with interrupts_held():
-            process.start()
-            self._workers.append(worker)
+        process.start()
+        self._workers.append(worker)
         theirs.close()
         return worker
 
     def _end(self, worker: _Worker) -> None:
-        """End a worker and whatever its job had started."""
         self._workers.remove(worker)
         worker.connection.close()
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may not have come as far as making its group
-                os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.kill()
-        worker.process.join()
+        end_group(worker.process)
 
     def close(self) -> None:
         """End all workers at once."""
@@ -161,18 +154,13 @@ class Processes(Generic[Job, Out]):
             self._end(worker)
 
 
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back, here and in a process that is started meanwhile, until it is in a group of its own."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it would release what is held
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def end_group(process: Any) -> None:
+    """End a process that stands apart, and whatever it has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it may not have come as far as making its group
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
@@ -199,12 +187,11 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def stand_apart() -> None:
-    """Leave the group that Ctrl-C reaches. Processes of a job are interrupted as usual: so torch ends them when their parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also drops one that was held back
+    """Leave the group that Ctrl-C reaches. Interrupts are not ignored: by one, torch ends processes whose parent died."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_with_parent(grace: float = 0.0) -> None:

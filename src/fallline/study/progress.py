@@ -73,7 +73,8 @@ class Live:
 
         self._tally = _Tally()
         self._tally.start(total)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+        name, said = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[said]}"))
+        columns = (name, BarColumn(), MofNCompleteColumn(), said)
         self._bars = Progress(*columns, console=Console(stderr=True))
         self._tasks: dict[str, Any] = {n: self._bars.add_task(n, total=count, said="") for n, count in total.items()}
         self._all = self._bars.add_task("all", total=self._tally.total, said="")
@@ -96,7 +97,9 @@ class Live:
 
     def say(self, text: str) -> None:
         """A line above the table."""
-        self._bars.console.print(text, highlight=False, markup=False)
+        from rich.text import Text
+
+        self._bars.console.print(Text(text))
 
     def stop(self) -> None:
         """Leave the last state on the screen."""

@@ -2,7 +2,8 @@
 
 Every trial of a side is held against the trials of the same side and tuning seed that earlier rounds finished: who is stopped
 depends on whole rounds, never on which worker was faster, so that a continued run stops the same trials. Trials at fresh seeds
-are never stopped. A stopped trial counts among the side's trials, and its setting cannot be chosen.
+are never stopped. A stopped trial counts among the side's trials, and its setting cannot be chosen. Only the latest rivals are held
+against a trial, a hundred of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 POINTS = 60
 """A trial is looked at so often over its budget: the points of its curve, and the steps a pruner knows."""
-UNPRUNED_TRIALS, UNPRUNED_SHARE = 4, 0.25
+UNPRUNED_TRIALS, UNPRUNED_SHARE, RIVALS = 4, 0.25, 100
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fallline.study.charts import Axis, Chart, Points, colour, interval_chart, line_chart, point_chart, spanning
 from fallline.study.curves import Band, axes, bands
 from fallline.study.effort import best_after, setting_scores
-from fallline.study.numbers import amount, interval, p_text, range_text, setting_text, short
+from fallline.study.numbers import amount, budget_text, interval, p_text, range_text, setting_text, short
 from fallline.study.sources import StudyError
 from fallline.study.table import Side
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from fallline.study.leaderboard import Row
 
 PARAMETERS = ("lr", "step_size")
+FEWEST_SETTINGS = 4
+"""How many settings a side must have tried for its effort to be drawn."""
 
 
 def ranked(comparison: Comparison) -> list[Side]:
@@ -37,7 +38,7 @@ def curve_charts(comparison: Comparison) -> list[dict[str, Any]]:
     for axis in dict.fromkeys(own + axes(comparison.table)):
         found = sorted(((order[band.title], band) for band in bands(comparison.table, axis)), key=lambda entry: entry[0])
         if found:
-            charts.append({"axis": axis, "chart": line_chart(found, axis, comparison.table.terms.metric)})
+            charts.append({"axis": axis, "chart": line_chart(found, axis, comparison.table.terms.metric, whole=axis != "seconds")})
     return charts
 
 
@@ -69,12 +70,12 @@ def effort_chart(comparison: Comparison) -> Chart | None:
     """The best score after k settings, median and quartiles over the orders in which they could have come."""
     found = []
     for rank, side in enumerate(ranked(comparison)):
-        after = best_after(setting_scores(side, comparison.table)) if len(side.tuning) > 1 else []
-        kept = [(k, s) for k, s in enumerate(after, 1) if math.isfinite(s.high)]
-        if kept:
+        scores = setting_scores(side, comparison.table)
+        kept = [(k, s) for k, s in enumerate(best_after(scores), 1) if math.isfinite(s.median)]
+        if kept and len(scores) >= FEWEST_SETTINGS:
             x, low, median, high = zip(*((float(k), s.low, s.median, s.high) for k, s in kept), strict=True)
             found.append((rank, Band(side.title, list(x), list(low), list(median), list(high))))
-    return line_chart(found, "settings tried", comparison.table.terms.metric) if found else None
+    return line_chart(found, "settings tried", comparison.table.terms.metric, first=1.0, whole=True) if found else None
 
 
 def memory_chart(comparison: Comparison) -> Chart | None:
@@ -121,7 +122,6 @@ def _leaderboard_row(row: Row, axis: Axis, comparison: Comparison) -> dict[str, 
         "side": row.rank - 1,
         "leads": row in comparison.leaders,
         "kind": kind,
-        "interval": interval(row.spread),
         "picture": interval_chart(row.spread.low, row.spread.median, row.spread.high, axis, kind),
         "cells": [(name, text, key if math.isfinite(key) else 1e300) for name, text, key in cells],
     }
@@ -149,12 +149,13 @@ def _given(side: Side, row: Row) -> dict[str, Any]:
     }
 
 
-def _study(comparison: Comparison) -> dict[str, Any]:
-    """Everything that the page says of one comparison."""
+def _study(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Everything that the page says of one comparison, which it calls by this name."""
     terms = comparison.table.terms
     curves, sensitivity = curve_charts(comparison), sensitivity_chart(comparison)
     return {
         "comparison": comparison,
+        "name": name,
         "terms": terms,
         "rows": _leaderboard(comparison),
         "kind": comparison.leaderboard[0].spread.kind,
@@ -165,8 +166,14 @@ def _study(comparison: Comparison) -> dict[str, Any]:
         "memory": memory_chart(comparison),
         "settings": _settings(comparison),
         "given": [_given(comparison.table[row.method], row) for row in comparison.leaderboard],
-        "limits": ", ".join(f"{limit:g} {name}" for name, limit in terms.limits.items()),
+        "limits": budget_text(terms.limits),
     }
+
+
+def _names(comparisons: Sequence[Comparison]) -> list[str]:
+    """The problems' names, those that several comparisons share with the comparison's number."""
+    problems = [entry.table.terms.problem for entry in comparisons]
+    return [name if problems.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(problems, 1)]
 
 
 def _overview(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -187,14 +194,10 @@ def render(comparisons: Sequence[Comparison]) -> str:
 
     loader = jinja2.PackageLoader("fallline.study", "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"])
+    pages.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     overview = _overview(comparisons) if len(comparisons) > 1 else []
-    return pages.get_template("report.html").render(
-        studies=[_study(entry) for entry in comparisons], overview=overview, script_data=_script_data)
-
-
-def _script_data(content: Any) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    studies = [_study(entry, name) for entry, name in zip(comparisons, _names(comparisons), strict=True)]
+    return pages.get_template("report.html").render(studies=studies, overview=overview)
 
 
 def write_report(comparisons: Sequence[Comparison], path: Path) -> Path:

@@ -20,13 +20,13 @@ from fallline.study import tuning
 from fallline.study.buffered import Buffered
 from fallline.study.executors import Executor, Lost, Serial
 from fallline.study.processes import Processes
-from fallline.study.pruning import Rivals, pruner_of
+from fallline.study.pruning import RIVALS, Rivals, pruner_of
 from fallline.study.settings import Contender, Trial, checked_budget, contender
 from fallline.study.sources import ProblemSpec, StudyError, problem_spec
 from fallline.study.spread import spread
 from fallline.study.storage import Storage, open_storage
 from fallline.study.table import RunTable, Side, Terms
-from fallline.study.trial import COUNTED, Record, counted_at_first, execute, failed, pick_metric
+from fallline.study.trial import COUNTED, Record, as_stored, counted_at_first, execute, failed, pick_metric
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -56,6 +56,7 @@ class _Planner:
     """Plans the trials of every side on the same terms."""
 
     problem: ProblemSpec
+    example: Problem
     identities: Mapping[str, str]
     terms: Terms
     pruner: BasePruner | None
@@ -77,7 +78,7 @@ class _Planner:
             best, records = yield from self._tuned(side)
         first = terms.seed + terms.tuning_seeds
         evaluations = yield [self.trial(side, best, seed) for seed in range(first, first + terms.seeds)]
-        return Side(side.entrant, best, tuple(records), tuple(evaluations))
+        return Side(side.entrant(self.example), as_stored(best), tuple(records), tuple(evaluations))
 
     def _tuned(self, side: Contender) -> Generator[list[Trial], list[Record], tuple[dict[str, Any], list[Record]]]:
         """The setting with the best median score over the tuning seeds, and every tuning record."""
@@ -103,7 +104,7 @@ class _Planner:
         if self.pruner is None or not records:
             return None
         earlier = [record for record in records if record.seed == seed and record.curve]
-        return Rivals(self.pruner, tuple((record.status != "pruned", record.by_point) for record in earlier))
+        return Rivals(self.pruner, tuple((record.status != "pruned", record.by_point) for record in earlier[-RIVALS:]))
 
 
 class _Schedule:
@@ -119,6 +120,7 @@ class _Schedule:
     def run(self) -> list[Side]:
         for index, plan in enumerate(self._plans):
             self._take(index, next(plan))
+            self._advance(index)
         while len(self.sides) < len(self._plans):
             trial, outcome = self._executor.finished()
             record = failed(trial, "error", outcome.reason) if isinstance(outcome, Lost) else outcome
@@ -135,13 +137,12 @@ class _Schedule:
         for trial in batch:
             record = known.get(trial.id)
             if trial.id in self._records:
-                continue
-            if record is not None and record.status != "error":  # what raised is tried again: its cause may be gone
+                self._keep(trial, self._records[trial.id], stored=True)
+            elif record is not None and record.status != "error":  # what raised is tried again: its cause may be gone
                 self._keep(trial, record, stored=True)
             elif trial.id not in self._running:
                 self._running.add(trial.id)
                 self._executor.submit(trial)
-        self._advance(index)
 
     def _keep(self, trial: Trial, record: Record, *, stored: bool) -> None:
         self._records[trial.id] = record
@@ -149,15 +150,14 @@ class _Schedule:
             self._watcher.finished(record, stored)
 
     def _advance(self, index: int) -> None:
-        batch = self._batches[index]
-        if index in self.sides or not all(trial.id in self._records for trial in batch):
-            return
-        try:
-            following = self._plans[index].send([self._records[trial.id] for trial in batch])
-        except StopIteration as end:
-            self.sides[index] = end.value
-        else:
-            self._take(index, following)
+        """Go on with a side while all trials of its batch are there, which may be many batches of stored ones."""
+        while index not in self.sides and all(trial.id in self._records for trial in self._batches[index]):
+            try:
+                following = self._plans[index].send([self._records[trial.id] for trial in self._batches[index]])
+            except StopIteration as end:
+                self.sides[index] = end.value
+            else:
+                self._take(index, following)
 
 
 def _contenders(methods: Iterable[str | Contender | type]) -> list[Contender]:
@@ -166,7 +166,7 @@ def _contenders(methods: Iterable[str | Contender | type]) -> list[Contender]:
     repeated = sorted({title for title in titles if titles.count(title) > 1})
     if not sides or repeated:
         found = f"{repeated} twice" if repeated else "none"
-        raise StudyError(f"methods must be different names, at least one, got {found}; give a Contender its own label=")
+        raise StudyError(f"methods must be different names, at least one, got {found}; give one a label of its own, Contender(label=…) or LABEL=NAME in --methods")
     return sides
 
 
@@ -223,9 +223,12 @@ def runs(
     StudyError, UnknownName, MissingOracle, WrongProblem
         Before the first trial, when a name, the budget, the storage or a method does not fit.
     """
-    for name, number, least in (("tune", tune, 0), ("seeds", seeds, 1), ("tuning_seeds", tuning_seeds, 1), ("workers", workers, 1)):
+    numbers = {"tune": (tune, 0), "seeds": (seeds, 1), "tuning_seeds": (tuning_seeds, 1), "workers": (workers, 1), "seed": (seed, 0)}
+    for name, (number, least) in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise StudyError(f"{name} must be a whole number of at least {least}, got {number!r}")
+    if seed >= 2**62:
+        raise StudyError(f"seed must be below 2**62, got {seed!r}")
     spec, sides, pruner = problem_spec(problem), _contenders(methods), pruner_of(prune)
     identities = {side.title: side.identity for side in sides}  # before anything of theirs runs and changes what they read
     example = spec(seed)
@@ -235,7 +238,7 @@ def runs(
     chosen = pick_metric(example.observe(example.x0), metric or example.metric)
     said = prune if isinstance(prune, str) else type(prune).__name__ if prune is not None else ""
     terms = Terms(spec.name, example.kind, limits, tune, tuning_seeds, seeds, seed, chosen, said)
-    planner = _Planner(spec, identities, terms, pruner)
+    planner = _Planner(spec, example, identities, terms, pruner)
     _counted(sides, planner, axis)
     say = watcher.say if watcher else _warn
     opened = Buffered(open_storage(storage), say)
@@ -253,8 +256,8 @@ def runs(
         opened.close()
         if watcher:
             watcher.stop()
-        if opened.unwritten:
-            say(f"{opened.unwritten} finished trials are not kept, and the same command would run them again: {opened.trouble}")
+        if opened.trouble:
+            say(f"{opened.unwritten} finished trials, or the study itself, are not kept; run the same command again: {opened.trouble}")
     return table
 
 
@@ -269,8 +272,13 @@ def _executor(workers: int, cluster: str | None, *, timed: bool) -> Executor[Tri
         return Cluster(execute, cluster, size=_size, cpus=workers)
     if workers == 1:
         return Serial(execute)
-    beside = min(workers, os.cpu_count() or 1) if timed else workers  # a timed trial has its core to itself
+    beside = min(workers, cores()) if timed else workers  # a timed trial has its core to itself
     return Processes(execute, beside, pin=timed, size=_size)
+
+
+def cores() -> int:
+    """How many cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _size(trial: Trial) -> int:

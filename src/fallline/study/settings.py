@@ -17,11 +17,12 @@ from fallline import __version__
 from fallline.core import registry
 from fallline.core.budget import Budget
 from fallline.core.method import Method, Train
+from fallline.core.objective import Training
 from fallline.core.problem import Problem
 from fallline.core.space import LogUniform, Range
 from fallline.study.identity import digest, fingerprint
 from fallline.study.locating import Location, location
-from fallline.study.numbers import plain
+from fallline.study.numbers import code_text
 from fallline.study.pruning import Rivals
 from fallline.study.sources import ProblemSpec, StudyError
 
@@ -89,34 +90,39 @@ class Contender:
         """The method as text: a hash of what makes it."""
         return fingerprint(self.made_by)
 
-    @property
-    def entrant(self) -> Entrant:
+    def entrant(self, problem: Problem) -> Entrant:
         """The side as plain data."""
-        made = self.made_by
-        optimizer = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
-        return Entrant(self.title, _public(made), optimizer, dict(self.fixed), dict(self.ranges))
+        made, form = self.made_by, "method"
+        if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+            training = "for_model" if hasattr(made, "for_model") else "parameters"
+            form = training if isinstance(problem, Training) else "train"
+        return Entrant(self.title, _public(made), form, dict(self.fixed), dict(self.ranges))
 
 
 @dataclass(frozen=True)
 class Entrant:
     """What tables, reports and stored studies know of a side: nothing that runs.
 
-    ``constructor`` is how a user writes the class, ``fl.optim.Lion``.
+    ``constructor`` is how a user writes the class, ``fl.optim.Lion``; ``form`` what its code looks like: an optimizer of a network's
+    ``"parameters"`` or ``"for_model"``, one that ``"train"`` makes a method, or a ``"method"``.
     """
 
     title: str
     constructor: str
-    optimizer: bool
+    form: str
     fixed: Mapping[str, Any]
     space: Mapping[str, Range]
 
     def code(self, setting: Mapping[str, Any], limits: Mapping[str, float]) -> str:
         """One setting as Python."""
-        given = "".join(f", {name}={plain(value)}" for name, value in {**self.fixed, **setting}.items())
-        if self.optimizer:
+        given = "".join(f", {name}={code_text(value)}" for name, value in {**self.fixed, **setting}.items())
+        if self.form == "parameters":
             return f"{self.constructor}(model.parameters(){given})"
-        budget = ", ".join(f"{limit}={value:g}" for limit, value in limits.items())
-        return f"fl.solve(problem, {self.constructor}({given[2:]}), fl.Budget({budget}))"
+        if self.form == "for_model":
+            return f"{self.constructor}.for_model(model{given})"
+        method = f"fl.Train({self.constructor}{given})" if self.form == "train" else f"{self.constructor}({given[2:]})"
+        budget = ", ".join(f"{limit}={int(value) if value == int(value) else value}" for limit, value in limits.items())
+        return f"fl.solve(problem, {method}, fl.Budget({budget}))"
 
 
 def _usual_space(made: Any) -> dict[str, Range]:

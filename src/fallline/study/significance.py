@@ -2,7 +2,8 @@
 
     dᵢ = log(bᵢ / aᵢ), or bᵢ − aᵢ where a figure is not positive;   t = mean(d) / (sd(d)/√n);   p two-sided, n − 1 degrees of freedom
 
-Where a run diverged there is no difference to average: the exact sign test takes its place, a diverged run counting as lost.
+Where a run diverged there is no difference to average, and where all differences are one there is no deviation: the exact sign test
+takes the place, a diverged run counting as lost.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-LEVEL = 0.05
-"""The largest p at which a lead is called one."""
+LEVEL, FEWEST = 0.05, 3
+"""The largest p at which a lead is called one, and the fewest seeds: with two, the test has one degree of freedom and rests on the
+normal law alone."""
 
 
 def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
@@ -33,10 +35,9 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     apart = [(x, y) for x, y in pairs if x != y]
     if len(pairs) < 2 or not apart:
         return 1.0
-    if not all(math.isfinite(v) for pair in pairs for v in pair):
-        return float(binomtest(sum(x < y for x, y in apart), len(apart)).pvalue)
+    finite = all(math.isfinite(v) for pair in pairs for v in pair)
     positive = all(v > 0 for pair in pairs for v in pair)
-    differences = [math.log(y / x) if positive else y - x for x, y in pairs]
-    if max(differences) == min(differences):  # the same lead at every seed
-        return 0.0
+    differences = [math.log(y / x) if positive else y - x for x, y in pairs] if finite else []
+    if not finite or max(differences) == min(differences):
+        return float(binomtest(sum(x < y for x, y in apart), len(apart)).pvalue)
     return float(ttest_1samp(differences, 0.0).pvalue)

@@ -1,7 +1,7 @@
 """Where a problem comes from: a name, a user's file, a function of the seed, or a Problem; each with an identity.
 
 The identity of a problem is text that equals another's exactly if the two are the same problem, so that a stored trial is
-found again: the name of a ready problem, the content of a file, a hash of what a given Problem or function holds and answers.
+found again: the name of a ready problem, and a hash of what any other is made of, holds and answers.
 
 A user's file is read once and travels as its content, so a machine that does not have the file can run it. What the file itself
 imports must be installed there.
@@ -10,11 +10,11 @@ imports must be installed there.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.abc import ExecutionLoader
 from pathlib import Path
 from types import ModuleType
@@ -144,11 +144,21 @@ class Fixed:
         return self.problem.counted(Counts())
 
 
+def _made(spec: ProblemSpec) -> str:
+    """The identity of the problem made at seed 0; nothing, and a warning, if it is another one every time."""
+    one, two = (problem_identity(spec(0)) for _ in range(2))
+    if one == two:
+        return one
+    warnings.warn(f"problem {spec.name!r} is another one every time it is made at seed 0; draw everything from the seed, or figures at "
+                  "the same seed do not compare, and stored trials may be of another problem", stacklevel=3)
+    return ""
+
+
 def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | ProblemSpec) -> ProblemSpec:
     """Accept a name of `fallline.problems`, a Python file, a function of the seed, or a Problem.
 
-    A file is identified by its content; a Problem by its data, its functions, its starting point and what it answers there; a
-    function by its code and by the problem it makes at seed 0.
+    A Problem is identified by its data, its functions, its starting point and what it answers there; a file by its content, and a
+    function by its code, and both by the problem they make at seed 0, which sees what they import and read.
     """
     if isinstance(problem, ProblemSpec):
         return problem
@@ -156,12 +166,12 @@ def problem_spec(problem: str | Path | Problem | Callable[..., Problem] | Proble
         return ProblemSpec(problem.name, problem_identity(problem), Fixed(problem))
     if callable(problem):
         name = getattr(problem, "__name__", type(problem).__name__)
-        made = ProblemSpec(name, "", problem)(0)
-        return ProblemSpec(name, digest([fingerprint(problem), problem_identity(made)]), problem)
+        spec = ProblemSpec(name, "", problem)
+        return replace(spec, identity=digest([fingerprint(problem), _made(spec)]))
     if str(problem).endswith(".py"):
         file = read_file(problem)
-        file.problem()
-        return ProblemSpec(Path(problem).stem, hashlib.sha256(file.source.encode()).hexdigest()[:24], file=file)
+        spec = ProblemSpec(Path(problem).stem, "", file=file)
+        return replace(spec, identity=digest([file.source, _made(spec)]))
     from fallline import problems
 
     name = str(problem)

@@ -42,6 +42,9 @@ class Study:
 class Storage(Protocol):
     """What `runs` asks of a place for records; what cannot be read or written raises StudyError."""
 
+    def ids(self) -> set[str]:
+        """The ids of all records."""
+
     def get(self, ids: Iterable[str]) -> dict[str, Record]:
         """The records that are there, by id."""
 
@@ -61,6 +64,10 @@ class Memory:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._studies: dict[str, Study] = {}
+
+    def ids(self) -> set[str]:
+        """The ids of all records."""
+        return set(self._records)
 
     def get(self, ids: Iterable[str]) -> dict[str, Record]:
         """The records that are there, by id."""
@@ -127,6 +134,16 @@ class Database:
     def _failed(self, what: str, error: Exception, remedy: str) -> StudyError:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         return StudyError(f"storage {self.url!r} cannot be {what}: {reason}; {remedy}")
+
+    def ids(self) -> set[str]:
+        """The ids of all records."""
+        import sqlalchemy as sa
+
+        try:
+            with self._engine.connect() as connection:
+                return set(connection.execute(sa.select(self._records.c.id)).scalars())
+        except sa.exc.SQLAlchemyError as error:
+            raise self._failed("read", error, "see that it is there and can be reached") from error
 
     def get(self, ids: Iterable[str]) -> dict[str, Record]:
         """The records that are there, by id."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fallline.core.space import Choice, Integers, LogUniform, Range, Uniform
-from fallline.study.environment import environment
 from fallline.study.identity import digest
 from fallline.study.settings import Entrant
 from fallline.study.sources import StudyError
@@ -57,11 +56,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class RunTable:
-    """What `runs` gives: the sides in the order they were named, the terms, and versions and machine."""
+    """What `runs` gives: the sides in the order they were named, and the terms."""
 
     terms: Terms
     sides: tuple[Side, ...]
-    environment: Mapping[str, str] = field(default_factory=environment)
 
     def __getitem__(self, title: str) -> Side:
         """The side called `title`."""
@@ -73,6 +71,13 @@ class RunTable:
         return [record for side in self.sides for record in (*side.tuning, *side.evaluations)]
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Versions and machines of the trials, several of one kind side by side."""
+        names = dict.fromkeys(name for record in self.records for name in record.versions)
+        found = {name: dict.fromkeys(record.versions[name] for record in self.records if name in record.versions) for name in names}
+        return {name: " / ".join(values) for name, values in found.items()}
+
+    @property
     def identity(self) -> str:
         """Equal for tables of the same trials."""
         return digest([side["title"] for side in self.content["sides"]] + [record.id for record in self.records])
@@ -82,7 +87,6 @@ class RunTable:
         """The table as plain data; trials are their ids."""
         return {
             "terms": dataclasses.asdict(self.terms),
-            "environment": dict(self.environment),
             "sides": [_side_content(side) for side in self.sides],
         }
 
@@ -92,7 +96,7 @@ def _side_content(side: Side) -> dict[str, Any]:
     return {
         "title": side.title,
         "constructor": entrant.constructor,
-        "optimizer": entrant.optimizer,
+        "form": entrant.form,
         "fixed": dict(entrant.fixed),
         "space": {name: [type(range_).__name__, *vars(range_).values()] for name, range_ in entrant.space.items()},
         "setting": dict(side.setting),
@@ -116,10 +120,10 @@ def read_table(content: Mapping[str, Any], storage: Storage) -> RunTable:
     sides = []
     for side in content["sides"]:
         space = {name: _range(*parts) for name, parts in side["space"].items()}
-        entrant = Entrant(side["title"], side["constructor"], side["optimizer"], side["fixed"], space)
+        entrant = Entrant(side["title"], side["constructor"], side["form"], side["fixed"], space)
         tuning, evaluations = (tuple(found[id] for id in side[stage]) for stage in ("tuning", "evaluations"))
         sides.append(Side(entrant, side["setting"], tuning, evaluations))
-    return RunTable(Terms(**content["terms"]), tuple(sides), content["environment"])
+    return RunTable(Terms(**content["terms"]), tuple(sides))
 
 
 def _ids(content: Mapping[str, Any]) -> Iterable[str]:

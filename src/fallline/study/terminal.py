@@ -1,4 +1,7 @@
-"""The leaderboard in a terminal, as text, and as an SVG picture of the terminal."""
+"""The leaderboard in a terminal, as text, and as an SVG picture of the terminal.
+
+Names come from users, and rich reads brackets and colons in a str as markup and emoji: all that is printed is a Text.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fallline.study.numbers import amount, interval, p_text, setting_text, short
 
@@ -24,30 +28,30 @@ def leaderboard_table(comparison: Comparison, *, wide: bool = True) -> Table:
     rows, leading = comparison.leaderboard, {row.method for row in comparison.leaders}
     kind = rows[0].spread.kind
     terms = comparison.table.terms
-    table = Table(title=f"{terms.problem}: {terms.metric}, smaller is better", title_justify="left")
+    table = Table(title=Text(f"{terms.problem}: {terms.metric}, smaller is better", "table.title"), title_justify="left")
     for name in ("", "method", "median"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     table.add_column(f"{kind} over {terms.seeds} seeds", no_wrap=True)
     for name in ("p", comparison.spending, *(("lost", "seconds") if wide else ())):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("best setting", overflow="fold")
     for row in rows:
         style = "bold" if row.method in leading else ""
         cells = [str(row.rank), row.method, row.median, interval(row.spread), p_text(row.p)]
         cells += [amount(comparison.spent(row)), *((row.lost, short(row.seconds)) if wide else ())]
-        table.add_row(*cells, setting_text(dict(row.setting)), style=style)
+        table.add_row(*map(Text, cells), Text(setting_text(dict(row.setting))), style=style)
     return table
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Leaderboard, headline, the limits of the answer, and what trials raised."""
     console.print(leaderboard_table(comparison, wide=console.width >= WIDE))
-    console.print(comparison.headline, highlight=False, markup=False, soft_wrap=False)
+    console.print(Text(comparison.headline))
     for sentence in comparison.limits:
-        console.print(f"· {sentence}", highlight=False, markup=False, style="dim")
+        console.print(Text(f"· {sentence}"), style="dim")
     for method, messages in comparison.errors.items():
         more = f" (and {len(messages) - 1} more like it)" if len(messages) > 1 else ""
-        console.print(f"{method} raised: {messages[0]}{more}", highlight=False, markup=False)
+        console.print(Text(f"{method} raised: {messages[0]}{more}"))
 
 
 def as_text(comparison: Comparison, width: int = 110) -> str:

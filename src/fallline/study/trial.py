@@ -25,7 +25,7 @@ from fallline.core.problem import Problem
 from fallline.core.processes import run_gloo
 from fallline.core.result import Result
 from fallline.core.tree import Tree
-from fallline.study.environment import versions
+from fallline.study.environment import environment
 from fallline.study.pruning import POINTS
 from fallline.study.settings import Trial
 from fallline.study.sources import StudyError
@@ -89,6 +89,18 @@ def execute(trial: Trial) -> Record:
         return failed(trial, "error", "".join(traceback.format_exception(raised)))
 
 
+def as_stored(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as JSON gives them back, other objects and numbers that are not finite as their text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        finite = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+        return value if finite else repr(value)
+
+    return {name: plain(value) for name, value in hyperparameters.items()}
+
+
 def failed(trial: Trial, status: Status, message: str) -> Record:
     """The record of a trial that gave no solution."""
     return Record(**_inputs(trial), status=status, message=message)
@@ -99,10 +111,10 @@ def _inputs(trial: Trial) -> dict[str, Any]:
         "id": trial.id,
         "problem": trial.problem.name,
         "method": trial.contender.title,
-        "hyperparameters": trial.hyperparameters,
+        "hyperparameters": as_stored(trial.hyperparameters),
         "limits": dict(trial.limits),
         "seed": trial.seed,
-        "versions": versions(),
+        "versions": environment(),
     }
 
 
@@ -121,7 +133,8 @@ def _outcome(trial: Trial, group: Any = None) -> dict[str, Any]:
     before = problem.observe(problem.x0)
     metric = pick_metric(before, trial.metric)
     start = _settled(problem, metric, before[metric])
-    _meet(trial, group)
+    if "seconds" in trial.limits:
+        _meet(trial, group)
     watch = _Watch(problem, trial, metric)
     result = solve(problem, method, trial.budget, key=Key(trial.seed), trace=2, callback=watch, group=group)
     if result.status == "interrupted":
@@ -130,7 +143,7 @@ def _outcome(trial: Trial, group: Any = None) -> dict[str, Any]:
         return {"status": "error", "message": f"{trial.contender.title} gave up at step {result.nit}: {result.message}"}
     value = _observed(problem, result.x, metric)
     watch.end(result, value)
-    diverged = result.status == "nonfinite" or not math.isfinite(value) or value > start
+    diverged = result.status == "nonfinite" or math.isinf(value) or value > start
     pruned = result.status == "stopped"  # by the watch, the one callback there is
     return {
         "status": "pruned" if pruned else "divergent" if diverged else "finished",
@@ -157,7 +170,10 @@ def counted_at_first(trial: Trial) -> set[str]:
 def _warm_up(trial: Trial, group: Any) -> Result:
     """Take a few steps: what is imported or compiled once is not timed."""
     budget = Budget(steps=WARM_UP_STEPS)
-    return solve(trial.problem(trial.seed), trial.contender.method(trial.setting), budget, key=trial.seed, group=group)
+    result = solve(trial.problem(trial.seed), trial.contender.method(trial.setting), budget, key=trial.seed, group=group)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def _meet(trial: Trial, group: Any) -> None:
@@ -206,10 +222,12 @@ class _Watch:
 
 
 def _observed(problem: Problem, x: Tree, metric: str) -> float:
+    """The figure, infinite where it is not a number: a record reads the same whether it was just made or stored."""
     try:
-        return _settled(problem, metric, problem.observe(x)[metric])
+        found = _settled(problem, metric, problem.observe(x)[metric])
     except ArithmeticError:
-        return math.nan
+        return math.inf
+    return found if math.isfinite(found) else math.inf
 
 
 def _settled(problem: Problem, metric: str, figure: float) -> float:

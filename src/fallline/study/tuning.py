@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ROUND = 4
 Setting = dict[str, Any]
+Point = dict[str, Any]
 
 
 def planned(space: Mapping[str, Range], tune: int) -> int:
@@ -52,27 +54,48 @@ def rounds(
     """
     size = _grid_size(space)
     if size is not None and size <= tune:
-        options = [range_.options for range_ in space.values() if isinstance(range_, Choice)]
-        yield from _in_parts([dict(zip(space, setting, strict=True)) for setting in itertools.product(*options)], at_once)
+        indices = [range(len(range_.options)) for range_ in space.values() if isinstance(range_, Choice)]
+        points = [dict(zip(space, point, strict=True)) for point in itertools.product(*indices)]
+        yield from _in_parts(space, points, at_once)
         return
-    first = _evenly(space, max(1, math.ceil(tune / 2)), seed)
-    scores = yield from _in_parts(first, at_once)
+    fresh = _Fresh(space, seed)
+    first = [fresh(point) for point in _evenly(space, max(1, math.ceil(tune / 2)), seed)]
+    scores = yield from _in_parts(space, first, at_once)
     if tune > len(first):
-        yield from _refined(space, list(zip(first, scores, strict=True)), tune, seed)
+        yield from _refined(space, list(zip(first, scores, strict=True)), tune, seed, fresh)
 
 
 def _in_parts(
-    settings: list[Setting], at_once: int | None
+    space: Mapping[str, Range], points: list[Point], at_once: int | None
 ) -> Generator[list[Setting], Sequence[float], list[float]]:
     """Yield the settings, at most so many at once; return all scores."""
     scores: list[float] = []
-    size = at_once or len(settings)
-    for start in range(0, len(settings), size):
-        scores += yield settings[start : start + size]
+    size = at_once or len(points)
+    for start in range(0, len(points), size):
+        scores += yield [_decoded(space, point) for point in points[start : start + size]]
     return scores
 
 
-def _evenly(space: Mapping[str, Range], count: int, seed: int) -> list[Setting]:
+class _Fresh:
+    """Replaces a point of a space of choices that was tried before by one that was not; other spaces do not repeat."""
+
+    def __init__(self, space: Mapping[str, Range], seed: int) -> None:
+        self._options = {name: len(r.options) for name, r in space.items() if isinstance(r, Choice)}
+        self._finite = len(self._options) == len(space)
+        self._random, self._tried = random.Random(seed), set[tuple[Any, ...]]()
+
+    def __call__(self, point: Point) -> Point:
+        while self.known(point):
+            point = {name: self._random.randrange(count) for name, count in self._options.items()}
+        self._tried.add(tuple(point.values()))
+        return point
+
+    def known(self, point: Point) -> bool:
+        """Whether the point was tried before."""
+        return self._finite and tuple(point.values()) in self._tried
+
+
+def _evenly(space: Mapping[str, Range], count: int, seed: int) -> list[Point]:
     import numpy as np
     from scipy.stats import qmc
 
@@ -83,9 +106,9 @@ def _evenly(space: Mapping[str, Range], count: int, seed: int) -> list[Setting]:
 
 
 def _at(range_: Range, u: float) -> Any:
-    """The value at the fraction ``u`` in [0, 1) of a range."""
+    """The value, or the index of the option, at the fraction ``u`` in [0, 1) of a range."""
     if isinstance(range_, Choice):
-        return range_.options[int(u * len(range_.options))]
+        return int(u * len(range_.options))
     if isinstance(range_, LogUniform):
         return range_.low * (range_.high / range_.low) ** u
     if isinstance(range_, Integers):
@@ -96,7 +119,7 @@ def _at(range_: Range, u: float) -> Any:
 
 
 def _refined(
-    space: Mapping[str, Range], scored: list[tuple[Setting, float]], tune: int, seed: int
+    space: Mapping[str, Range], scored: list[tuple[Point, float]], tune: int, seed: int, fresh: _Fresh
 ) -> Generator[list[Setting], Sequence[float], None]:
     import optuna
 
@@ -106,16 +129,29 @@ def _refined(
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     optuna.logging.set_verbosity(level)
-    for setting, score in scored:
-        params = _encoded(space, setting)
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+
+    def add(point: Point, score: float) -> None:
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=distributions, value=score))
+
+    for point, score in scored:
+        add(point, score)
     left = tune - len(scored)
     while left > 0:
-        asked = [study.ask(distributions) for _ in range(min(ROUND, left))]
-        scores = yield [_decoded(space, trial.params) for trial in asked]
-        for trial, score in zip(asked, scores, strict=True):
-            study.tell(trial, score)
-        left -= len(asked)
+        trials = [study.ask(distributions) for _ in range(min(ROUND, left))]
+        points = []
+        for trial in trials:
+            point = {name: trial.params[name] for name in space}
+            known = fresh.known(point)
+            points.append(fresh(point))
+            if known:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        scores = yield [_decoded(space, point) for point in points]
+        for trial, point, score in zip(trials, points, scores, strict=True):
+            if trial.params == point:
+                study.tell(trial, score)
+            else:
+                add(point, score)
+        left -= len(trials)
 
 
 def _distribution(range_: Range) -> BaseDistribution:
@@ -128,10 +164,6 @@ def _distribution(range_: Range) -> BaseDistribution:
     return FloatDistribution(range_.low, range_.high, log=isinstance(range_, LogUniform))
 
 
-def _encoded(space: Mapping[str, Range], setting: Setting) -> Setting:
-    """A setting as Optuna keeps it: a choice by its index, so that an option may be any object."""
-    return {n: r.options.index(setting[n]) if isinstance(r, Choice) else setting[n] for n, r in space.items()}
-
-
-def _decoded(space: Mapping[str, Range], params: Mapping[str, Any]) -> Setting:
-    return {n: r.options[params[n]] if isinstance(r, Choice) else params[n] for n, r in space.items()}
+def _decoded(space: Mapping[str, Range], point: Point) -> Setting:
+    """The setting at a point, which holds a choice by its index, so that an option may be any object."""
+    return {n: r.options[point[n]] if isinstance(r, Choice) else point[n] for n, r in space.items()}

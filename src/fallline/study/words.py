@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from fallline.core.space import Choice, Range
 from fallline.study.leaderboard import Row, not_told_apart, winner
-from fallline.study.numbers import by_factor, joined, p_text, plain, quantity, range_text, short
-from fallline.study.significance import LEVEL
+from fallline.study.numbers import budget_text, by_factor, joined, p_text, plain, quantity, range_text, short
+from fallline.study.significance import FEWEST, LEVEL
 from fallline.study.table import RunTable, Side
 
 SAME = 1.05
@@ -27,22 +27,32 @@ def outcome(table: RunTable, rows: Sequence[Row]) -> str:
     if len(rows) == 1:
         return f"{best.method} reached a {metric} of {quantity(best.spread)}; nothing was compared with it."
     lowest = f"{best.method} has the lowest {metric}, {short(best.spread.median)}"
-    if table.terms.seeds == 1:
-        return f"{lowest}, at the one seed run: no winner can be named."
+    if table.terms.seeds < FEWEST and best.finished:
+        run = "the one seed" if table.terms.seeds == 1 else f"{table.terms.seeds} seeds"
+        return f"{lowest}, at {run} run: no winner can be named."
+    figures = ", ".join(f"{row.method} {_figure(row)}{_p(row)}" for row in leaders[:4])
+    if not best.finished:
+        return f"No method finished at most of its seeds ({figures}): no winner can be named."
     if len(leaders) > 1:
-        figures = ", ".join(f"{row.method} {quantity(row.spread)}{_p(row)}" for row in leaders[:4])
         return f"No clear winner between {joined(row.method for row in leaders)} ({metric}: {figures})."
-    finished = [row for row in rows[1:] if row.finished]
+    finished = [row for row in rows[1:] if row.reached]
     if not finished:
         return f"{best.method} alone finished: {metric} {quantity(best.spread)}; every other method diverged or failed."
     if winner(rows) is None:
         same = joined(row.method for row in rows if row.repeated)
         return f"{lowest}; every seed gave {same} the same run, which is one seed: no winner can be named."
-    second, p = finished[0], max(row.p for row in finished if row.p is not None)
+    second = finished[0]
+    margin = _margin(best.spread.median, second.spread.median) if second.finished else "ahead of"
+    rest = max((row.p for row in finished[1:] if row.p is not None), default=0.0)
+    others = f"; against the others at most {p_text(rest)}" if second.p is not None and rest > second.p else ""
     return (
-        f"{best.method} wins: {metric} {quantity(best.spread)}, {_margin(best.spread.median, second.spread.median)} "
-        f"{second.method} at {quantity(second.spread)} (paired test over {best.spread.count} seeds, p {_relation(p)})."
+        f"{best.method} wins: {metric} {quantity(best.spread)}, {margin} {second.method} at {_figure(second)} "
+        f"(paired test over {best.spread.count} seeds{_p(second)}{others})."
     )
+
+
+def _figure(row: Row) -> str:
+    return quantity(row.spread) if row.finished else f"finished at {row.reached} of {row.spread.count} seeds"
 
 
 def _p(row: Row) -> str:
@@ -63,10 +73,12 @@ def _margin(best: float, second: float) -> str:
 def given(table: RunTable) -> str:
     """What each side was given."""
     terms = table.terms
-    limits = ", ".join(f"{limit:g} {name}" for name, limit in terms.limits.items())
-    tuned = any(side.tuning for side in table.sides)
-    effort = f"tuned with {terms.tune} settings" if tuned else "run at its own settings"
-    return f"Each method was {effort} and then run at {terms.seeds} fresh seed{'s' * (terms.seeds > 1)} of {limits} each."
+    runs = f"run at {terms.seeds} fresh seed{'s' * (terms.seeds > 1)} of {budget_text(terms.limits)} each"
+    settings = {len(side.tuning) // terms.tuning_seeds for side in table.sides}
+    if settings == {0}:
+        return f"Each method was {runs}, at its own settings."
+    most = max(settings)
+    return f"Each method was tuned with {'up to ' * (len(settings) > 1)}{most} setting{'s' * (most > 1)} and then {runs}."
 
 
 def limits_of_the_answer(table: RunTable, rows: Sequence[Row], unequal: str) -> list[str]:
@@ -75,6 +87,8 @@ def limits_of_the_answer(table: RunTable, rows: Sequence[Row], unequal: str) -> 
     said = [unequal, _at_the_ends(table, finished), _untuned(table), _mostly_lost(rows)]
     if terms.kind == "bilevel" and terms.metric == "upper":
         said.append("The upper level's value is taken at each method's own answer to the lower level, which may be a loose one.")
+    if "seconds" in terms.limits and any(" / " in table.environment.get(name, "") for name in ("machine", "threads")):
+        said.append("Trials were timed on different machines or with different numbers of threads; see where they ran.")
     if terms.tuning_seeds == 1 and any(side.tuning for side in table.sides):
         said.append("Settings were chosen at one seed each.")
     if len(finished) > MANY and terms.seeds > 1:
@@ -91,7 +105,7 @@ def _untuned(table: RunTable) -> str:
     if not table.terms.tune or not names or len(names) == len(table.sides):
         return ""
     alone = len(names) == 1
-    return f"{joined(names)} {'has' if alone else 'have'} nothing to tune and ran at {'its' if alone else 'their'} own defaults."
+    return f"{joined(names)} {'has' if alone else 'have'} nothing to tune and ran as {'it is' if alone else 'they are'}."
 
 
 def _mostly_lost(rows: Sequence[Row]) -> str:

@@ -25,11 +25,13 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     tip.style.top = box.top - figure.getBoundingClientRect().top + 10 + "px";
   };
   const hide = () => { tip.style.opacity = 0; place = null; if (cursor) cursor.style.opacity = 0; };
-  svg.addEventListener("pointermove", (event) => {
+  const follow = (event) => {
     const box = svg.getBoundingClientRect(), scale = 520 / box.width;
     show((event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
-  });
-  svg.addEventListener("pointerleave", hide);
+  };
+  svg.addEventListener("pointermove", follow);
+  svg.addEventListener("pointerdown", follow);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hide()); // a finger that was lifted has not left
   svg.addEventListener("blur", hide);
   svg.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return hide();
