@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,15 +17,6 @@ PROBLEM = Path(__file__).with_name("descent_problem.py")
 SGD = Contender("sgd", factory=torch.optim.SGD, space={"lr": LogUniform(1e-3, 0.15)})
 ADAM = Contender("adam", factory=torch.optim.Adam, space={"lr": LogUniform(1e-3, 1.0)})
 WILD = Contender("wild", factory=torch.optim.SGD, space={"lr": Choice(0.05, 1e6)})
-
-
-def slow_sgd(lr: float) -> Train:
-    """SGD that takes a while to set up, so that a run can be killed in its midst."""
-    time.sleep(0.15)
-    return Train(torch.optim.SGD, lr=lr)
-
-
-SLOW = Contender("slow", factory=slow_sgd, space={"lr": LogUniform(1e-3, 0.15)})
 
 
 def dying_sgd(lr: float, flag: str, always: bool = False) -> Train:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from descent_problem import problem
-from sides import ADAM, PROBLEM, SGD, SLOW, WILD, Notes, dying_sgd, unlucky_sgd
+from sides import ADAM, PROBLEM, SGD, WILD, Notes, dying_sgd, unlucky_sgd
 
 from fallline.core.budget import Budget
 from fallline.core.constructors import BlackBox, Smooth
@@ -91,25 +88,6 @@ def test_another_input_is_another_trial() -> None:
     fixed = replace(SGD, fixed={"momentum": 0.5})
     for changed in (ids(seed=5), ids(budget=Budget(steps=31)), ids(methods=[ADAM]), ids(methods=[fixed]), ids(problem=problem)):
         assert not base & changed
-
-
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    file = tmp_path / "trials.sqlite"
-    script = Path(__file__).with_name("killed_run.py")
-    process = subprocess.Popen([sys.executable, str(script), f"sqlite:///{file}"], env=os.environ)
-    finished = 0
-    while finished < 3 and process.poll() is None:
-        time.sleep(0.05)
-        finished = len(stored_ids(file))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = set(stored_ids(file))
-    notes = Notes()
-    table = runs(PROBLEM, [SLOW], tune=10, seeds=4, storage=f"sqlite:///{file}", watcher=notes)
-    assert 3 <= len(kept) < notes.total
-    assert kept <= set(notes.stored) and not kept & set(notes.run)
-    assert len(notes.stored) + len(notes.run) == notes.total == len(stored_ids(file)) == 14
-    assert outcome(table) == outcome(runs(PROBLEM, [SLOW], tune=10, seeds=4))
 
 
 def stored_ids(file: Path) -> list[str]:

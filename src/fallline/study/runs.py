@@ -166,7 +166,8 @@ def _contenders(methods: Iterable[str | Contender | type]) -> list[Contender]:
     repeated = sorted({title for title in titles if titles.count(title) > 1})
     if not sides or repeated:
         found = f"{repeated} twice" if repeated else "none"
-        raise StudyError(f"methods must be different names, at least one, got {found}; give one a label of its own, Contender(label=…) or LABEL=NAME in --methods")
+        remedy = "give one a label of its own: Contender(label=…), or LABEL=NAME in --methods"
+        raise StudyError(f"methods must be different names, at least one, got {found}; {remedy}")
     return sides
 
 
