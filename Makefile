@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/fallline compare digits-mlp --methods adamw,lion,shampoo,dog --budget steps=300 --tune 6 --seeds 3 --workers 2 --out demo
+	$(BIN)/fallline compare digits-mlp --methods adamw,lion,shampoo,dog --budget steps=300 --tune 6 --seeds 5 --workers 2 --out demo
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q
@@ -40,4 +40,5 @@ gallery: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
-	for file in benchmarks/*.py; do $(BIN)/python $$file; done
+	for name in optim_step overhead study; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/tables.py

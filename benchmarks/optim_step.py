@@ -1,24 +1,31 @@
-"""Time of one optimizer step, side by side with ``torch.optim.AdamW(fused=True)`` in one run.
+"""Time and memory of one optimizer step
 
-    python benchmarks/optim_step.py [--repeats 15] [--threads 2] [--only adamw,lion]
+    python benchmarks/optim_step.py [--repeats 15] [--threads 2] [--only adamw,lion] [--quick]
 
-Every row is the ratio of medians over alternating repeats: contestant and reference take a step in turn, so that a disturbance
-hits both alike. Two models: four GPT blocks (35 M parameters in 50 tensors) and 600 tensors of 1,000.
+Every contestant has parameters of its own with random gradients, which it gets back before each step (some libraries take them
+away), and takes steps in turn with ``torch.optim.AdamW(fused=True)``, with nobody else in the caches. Two models: four GPT blocks
+(35 M parameters in 50 tensors) and 600 tensors of 1,000.
+
+A fused AdamW reads four and writes three words a parameter, which is the limit of the memory; a rule that moves other words has a
+goal in proportion, with 5 % on top. Other goals are what the peers need in the same run. The peak is what tensors hold at most over
+two steps beyond parameters and gradients: the state, and what a step needs for a while.
+
+The first step is taken in a fresh process: with the compiler's caches empty, in the next process with the caches that the first one
+left, and then on a second, smaller model in that process; medians of three such pairs of processes, because nothing races them.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import math
 import statistics
-import time
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from harness import record
+from figures import Goal, Table
+from harness import Contestant, Operation, Options, fresh, peer, race, run
 
 import fallline.optim as optim
 from fallline.optim.directions.quotient import Averaged, DebiasedSquares
@@ -37,8 +44,14 @@ def gpt(blocks: int = 4, width: int = 768, vocabulary: int = 8192, context: int 
 
 
 MODELS: dict[str, Shapes] = {"35 M in 50 tensors": gpt(), "600 tensors of 1,000": [(1000,)] * 600}
+SMALL = gpt(1, 256, 1024, 128)
+MANY = 100
+"""HeavyBall compiles for each tensor of a list: many minutes for that many."""
 
 REFERENCE = "torch AdamW fused"
+PROCESS_PAIRS = 3
+
+FIRST, CACHED, NEXT = "first step, s", "first step with caches, s", "first step of the next model, s"
 
 CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
     "torch AdamW fused": lambda p: torch.optim.AdamW(p, fused=True),
@@ -62,10 +75,31 @@ CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimize
 }
 
 
-def peer(module: str, name: str) -> Callable[..., torch.optim.Optimizer]:
-    """A class of another library; the extra ``peers`` installs them."""
-    found: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
-    return found
+PEERS = ("pytorch-optimizer", "heavyball", "bitsandbytes")
+
+GOALS: dict[str, list[Goal]] = {
+    "35 M in 50 tensors": [
+        Goal("adamw compiled", "ratio", 1.05, "the same seven words as the fused kernel"),
+        Goal("lion compiled", "ratio", 0.75, "five words of seven"),
+        Goal("two averages compiled", "ratio", 1.35, "nine words of seven"),
+        Goal("adam-8bit compiled", "ratio", 1.0, "its paper reports faster steps than 32 bits; it moves four words of seven"),
+        Goal("adam-8bit compiled", "state bytes a parameter", 2.1, "two bytes, scales, and what is too small to quantise"),
+        Goal("adamw", "ratio", "torch AdamW foreach", "the peer without a compiler"),
+        Goal("lion", "ratio", "pytorch-optimizer Lion foreach", "the peer without a compiler"),
+        Goal("two averages", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
+        Goal("adamw compiled", "ratio", "HeavyBall AdamW", "the peer that compiles"),
+        Goal("two averages compiled", "ratio", "HeavyBall AdEMAMix", "the peer that compiles"),
+        Goal("adam-8bit compiled", "ratio", "bitsandbytes AdamW8bit", "the peer with 8 bits"),
+        Goal("adamw compiled", FIRST, 7.0, "compilation must not take longer than the experiment"),
+        Goal("adamw compiled", NEXT, 0.05, "a rule is compiled once for all models"),
+    ],
+    "600 tensors of 1,000": [
+        Goal("adamw compiled", "ratio", 0.25, "many small tensors are packed into one"),
+        Goal("adamw", "ratio", "torch AdamW foreach", "the peer without a compiler"),
+        Goal("lion", "ratio", "pytorch-optimizer Lion foreach", "the peer without a compiler"),
+        Goal("two averages", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -97,75 +131,80 @@ class TwoAverages(optim.Optimizer):
         super().__init__(params, FastAndSlow(), defaults, move=DecoupledDecay(), **options)
 
 
-def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
-    """Random parameters with random gradients."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
-    return params
-
-
-class Contestant:
+class Stepping:
     """An optimizer with parameters of its own."""
 
     def __init__(self, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], shapes: Shapes) -> None:
-        self.params = parameters(shapes)
-        self.gradients = [p.grad for p in self.params]
+        generator = torch.Generator().manual_seed(0)
+        self.params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        self.gradients = [torch.randn(p.shape, generator=generator) for p in self.params]
         self.optimizer = make(self.params)
 
-    def seconds(self) -> float:
-        """The time of one step; gradients are given back first, because some libraries take them away."""
+    def give_gradients(self) -> None:
+        """Put the gradients where the optimizer looks for them."""
         for p, g in zip(self.params, self.gradients, strict=True):
             p.grad = g
-        start = time.perf_counter()
-        self.optimizer.step()
-        return time.perf_counter() - start
+
+    @property
+    def operation(self) -> Operation:
+        """One step."""
+        return Operation(self.optimizer.step, self.give_gradients)
 
 
-def race(shapes: Shapes, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
-    """Print and return one table: every contestant in turn with the reference, and with nobody else in the caches."""
-    count = sum(math.prod(s) for s in shapes)
-    rows = {}
-    for name in names:
-        reference, contestant = Contestant(CONTESTANTS[REFERENCE], shapes), Contestant(CONTESTANTS[name], shapes)
-        first = contestant.seconds()
-        reference.seconds()
-        for _ in range(2):
-            reference.seconds(), contestant.seconds()
-        pairs = [(reference.seconds(), contestant.seconds()) for _ in range(repeats)]
-        size = state_bytes(contestant.optimizer)  # some libraries keep theirs out of sight
-        theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-        rows[name] = {"ratio to torch AdamW fused": ours / theirs, "milliseconds": 1e3 * ours, "first step in seconds": first,
-                      "state bytes a parameter": size / count if size else None}
-        print(f"  {name:36} {ours / theirs:6.2f} x   {1e3 * ours:8.2f} ms   first step {first:6.2f} s", flush=True)
-    return rows
+def state_bytes(name: str, shapes: Shapes) -> float | None:
+    """Bytes a parameter of all state tensors after a step; None for libraries that keep theirs out of sight."""
+    stepping = Stepping(CONTESTANTS[name], shapes)
+    stepping.operation.seconds()
+    entries = [t for state in stepping.optimizer.state.values() for t in state.values()]
+    size = sum(t.nbytes for t in entries if isinstance(t, torch.Tensor) and t.ndim)
+    return size / sum(math.prod(s) for s in shapes) or None
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all state tensors."""
-    return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor) and t.ndim)
+def first_steps(name: str, shapes: Shapes, threads: int) -> tuple[float, float]:
+    """Seconds of the first step in this process, and of the first step of the next model."""
+    torch.set_num_threads(threads)
+    make = CONTESTANTS[name]
+    return Stepping(make, shapes).operation.seconds(), Stepping(make, SMALL).operation.seconds()
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="comma-separated words; rows that contain none of them are left out")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    words = [w for w in options.only.split(",") if w]
-    names = [n for n in CONTESTANTS if n == "torch AdamW fused" or not words or any(w in n for w in words)]
-    tables = {}
-    for title, shapes in MODELS.items():
-        print(f"{title} ({sum(p.numel() for p in parameters(shapes)):,} parameters)")
-        # HeavyBall compiles for each tensor of a list: many minutes for 600.
-        racing = [n for n in names if len(shapes) < 100 or not n.startswith("HeavyBall")]
-        tables[title] = race(shapes, racing, options.repeats)
-    if not words:
-        record("optim_step", tables, threads=options.threads, repeats=options.repeats)
+def figures(name: str, shapes: Shapes, options: Options) -> dict[str, float | None]:
+    """The further figures of a row; the first step on the large model only."""
+    found = {"state bytes a parameter": state_bytes(name, shapes)}
+    if options.quick or len(shapes) >= MANY:
+        return found
+    cold, cached = zip(*(process_pair(name, shapes, options.threads) for _ in range(PROCESS_PAIRS)), strict=True)
+    middle = lambda steps, index: statistics.median(step[index] for step in steps)
+    return found | {FIRST: middle(cold, 0), CACHED: middle(cached, 0), NEXT: middle(cold + cached, 1)}
+
+
+def process_pair(name: str, shapes: Shapes, threads: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """`first_steps` in a process with empty caches, and in the next one with what that left."""
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {"TORCHINDUCTOR_CACHE_DIR": folder}
+        return (
+            fresh(first_steps, name, shapes, threads, environment=caches),
+            fresh(first_steps, name, shapes, threads, environment=caches),
+        )
+
+
+def contestant(name: str, shapes: Shapes) -> Contestant:
+    """An optimizer on a model."""
+    return Contestant(name, lambda: Stepping(CONTESTANTS[name], shapes).operation)
+
+
+def table(title: str, shapes: Shapes, options: Options) -> list[Table]:
+    """All contestants on one model."""
+    names = [name for name in CONTESTANTS if name != REFERENCE and (len(shapes) < MANY or not name.startswith("HeavyBall"))]
+    further = lambda name, pairs: figures(name, shapes, options)
+    contestants = [contestant(name, shapes) for name in names]
+    return race(title, contestant(REFERENCE, shapes), contestants, options, memory=True, further=further, goals=GOALS[title])
+
+
+def tables(options: Options) -> list[Table]:
+    """A table a model."""
+    models = {title: SMALL for title in MODELS} if options.quick else MODELS
+    return [found for title, shapes in models.items() for found in table(title, shapes, options)]
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, tables, PEERS)

@@ -1,9 +1,10 @@
-"""What the library costs around the work: the driver's time a step, and the import.
+"""What the library costs around the work
 
     python benchmarks/overhead.py
 
-The driver: gradient descent on a 10-dimensional quadratic, ``solve`` against the bare loop over the same method in turn. The import:
-``import fallline`` in a fresh process, less ``import torch`` in another.
+The driver: gradient descent on a 10-dimensional quadratic, ``solve`` in turn with the bare loop over the same method, 2,000 steps
+each. The import: ``import fallline`` after ``import torch``, in turn with ``import torch`` alone, each in a fresh process. What is
+told beside the ratios is the median of the pairs' differences.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 
 import torch
-from harness import record
+from figures import Table
+from harness import Contestant, Operation, Options, Pairs, race, run
 
 import fallline as fl
 
-STEPS, REPEATS = 2_000, 15
+STEPS = 2_000
 
 
 class Descent(fl.Method):
@@ -35,37 +37,55 @@ class Descent(fl.Method):
         return fl.Report(state["x"], gap=state["norm"])
 
 
-def driver() -> float:
-    """Microseconds a step over the bare loop."""
+def quadratic() -> fl.Problem:
+    """A problem whose oracles cost next to nothing."""
     curvature = torch.linspace(1, 10, 10)
-    problem = fl.Smooth(lambda x: (curvature * x * x).sum() / 2, torch.ones(10), gradient=lambda x: curvature * x)
-    differences = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        fl.solve(problem, Descent(), fl.Budget(steps=STEPS))
-        middle = time.perf_counter()
-        method = Descent()
-        state = method.init(problem, fl.Key())
-        for _ in range(STEPS):
-            state = method.step(problem, state)
-        differences.append((middle - start) - (time.perf_counter() - middle))
-    return 1e6 * statistics.median(differences) / STEPS
+    return fl.Smooth(lambda x: (curvature * x * x).sum() / 2, torch.ones(10), gradient=lambda x: curvature * x)
 
 
-def imports() -> float:
-    """Seconds of ``import fallline`` on top of ``import torch``."""
-    seconds: dict[str, list[float]] = {"torch": [], "torch, fallline": []}
-    for _ in range(REPEATS):
-        for modules, found in seconds.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
-            found.append(time.perf_counter() - start)
-    return statistics.median(seconds["torch, fallline"]) - statistics.median(seconds["torch"])
+def solved(problem: fl.Problem, steps: int) -> None:
+    """The steps, by the driver."""
+    fl.solve(problem, Descent(), fl.Budget(steps=steps))
+
+
+def looped(problem: fl.Problem, steps: int) -> None:
+    """The steps, by hand."""
+    method = Descent()
+    state = method.init(problem, fl.Key())
+    for _ in range(steps):
+        state = method.step(problem, state)
+
+
+def difference(pairs: Pairs) -> float:
+    """Seconds of the contestant on top of the reference's."""
+    return statistics.median(ours - theirs for theirs, ours in pairs)
+
+
+def driver(options: Options) -> list[Table]:
+    """`solve` against a loop."""
+    steps = 20 if options.quick else STEPS
+    loop = Contestant("bare loop", lambda: Operation(partial(looped, quadratic(), steps)))
+    solve = Contestant("solve", lambda: Operation(partial(solved, quadratic(), steps)))
+    further = lambda name, pairs: {"µs a step on top": 1e6 * difference(pairs) / steps}
+    return race("The driver, 2,000 steps", loop, [solve], options, further=further)
+
+
+def importing(modules: str) -> Contestant:
+    """Imports in a fresh process."""
+    command = [sys.executable, "-c", f"import {modules}"]
+    return Contestant(f"import {modules}", lambda: Operation(partial(subprocess.run, command, check=True)))
+
+
+def imports(options: Options) -> list[Table]:
+    """What `import fallline` adds."""
+    further = lambda name, pairs: {"seconds on top": difference(pairs)}
+    return race("The import", importing("torch"), [importing("torch, fallline")], options, further=further)
+
+
+def tables(options: Options) -> list[Table]:
+    """Both tables."""
+    return driver(options) + imports(options)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    figures = {"driver, microseconds a step": driver(), "import, seconds": imports()}
-    for name, value in figures.items():
-        print(f"{name}: {value:.3g}")
-    record("overhead", figures, repeats=REPEATS)
+    run(__file__, __doc__, tables)

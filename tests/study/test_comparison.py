@@ -63,6 +63,8 @@ def test_runs_that_diverged_at_some_seeds_are_tested_not_dismissed() -> None:
     assert lost_once.leaderboard[1].p == 1.0 and "b finished at 1 of 3 seeds, p = 1" in lost_once.outcome
     always = made(a=[1.6, 1.9, 1.7], b=[math.inf] * 3)
     assert always.winner == "a" and "a alone finished" in always.outcome
+    partly = made(a=[1.6, 1.9, math.inf], b=[math.inf] * 3)
+    assert partly.winner is None and "not at every seed: no winner" in partly.outcome
     most = made(a=[math.inf, 1.9, 2.2], b=[math.inf, math.inf, 0.4])
     assert most.winner is None and [row.method for row in most.leaders] == ["a", "b"]
 

@@ -123,6 +123,13 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         open_storage(tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("url", ["postgresql://u:pa/ss@host:port/db", "postgresql://u:p@ss:w/x@h:bad/db"])
+def test_a_malformed_address_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StudyError, match=r"no database URL|cannot be used") as refused:
+        Database(url)
+    assert not any(piece in str(refused.value) for piece in ("pa/ss", "ss:w", "'w'"))
+
+
 class Disk:
     """How many pages every file of SQLite's may have, from the next transaction on."""
 

@@ -86,3 +86,10 @@ def test_options_may_be_equal_or_not_comparable() -> None:
     asked = [setting for batch in drive(space, 20, 0, lambda setting: setting["lr"]) for setting in batch]
     assert {type(setting["flag"]) for setting in asked} == {int, bool, float}
     assert {float(setting["start"][0]) for setting in asked} == {0.0, 1.0}
+
+
+def test_whole_numbers_do_not_repeat_either() -> None:
+    few = [s["k"] for batch in drive({"k": Integers(1, 3)}, 8, 0, lambda s: s["k"]) for s in batch]
+    assert sorted(few) == [1, 2, 3] and planned({"k": Integers(1, 3)}, 8) == 3
+    many = [s["k"] for batch in drive({"k": Integers(1, 10)}, 8, 0, lambda s: s["k"]) for s in batch]
+    assert len(set(many)) == 8

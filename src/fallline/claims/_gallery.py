@@ -30,7 +30,8 @@ recorded.
 | inconclusive | none fails, but what some are held against lies within their spread over seeds |
 | does not hold here | some fail and none holds, at the scale that was run |
 
-Verdicts are those of the quick scale: two CPU cores and seconds. A paper's page says how that differs from the paper's own setting.
+Verdicts are those of the quick scale: seconds on one thread of a machine of two cores. A paper's page says how that differs from
+the paper's own setting.
 """
 
 

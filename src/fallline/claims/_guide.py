@@ -6,12 +6,14 @@ A study is what ``fallline compare … --json`` printed. What a version did not 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fallline.claims._gallery import cell, table
-from fallline.study.numbers import p_text, plain, setting_text, short
+from fallline.study.numbers import p_text, setting_text, short
+from fallline.study.trial import METRICS
 
 Study = Mapping[str, Any]
 
@@ -56,13 +58,15 @@ def _row(row: Mapping[str, Any], tested: bool) -> list[str]:
     p = [p_text(row.get("p"))] if tested else []
     spent = ", ".join(f"{amount:,.0f} {name}" for name, amount in row.get("spent", {}).items())
     reached = "diverged" if median is None else short(median)
-    return [str(row["rank"]), f"`{row['method']}`", reached, spread, *p, spent or "—", f"`{setting_text(row.get('setting'))}`"]
+    setting = setting_text({**row.get("fixed", {}), **row.get("setting", {})})
+    return [str(row["rank"]), f"`{row['method']}`", reached, spread, *p, spent or "—", f"`{setting}`"]
 
 
 def command(study: Study) -> str:
     """The command that repeats a study, as far as it says what it was given."""
     given, rows = study.get("given", {}), study["leaderboard"]
-    limits = ",".join(f"{name}={plain(limit)}" for name, limit in given.get("budget", {}).items())
+    budget = given.get("budget", {}).items()
+    limits = ",".join(f"{name}={int(limit) if limit == int(limit) else limit}" for name, limit in budget)
     options = {
         "methods": ",".join(sorted(row["method"] for row in rows)),
         "budget": limits,
@@ -71,7 +75,8 @@ def command(study: Study) -> str:
         "tuning-seeds": given.get("tuning_seeds", 1),
         "seed": given.get("first_seed", 0),
         "prune": given.get("prune", ""),
+        "metric": study["metric"] if study["metric"] not in METRICS else "",
     }
-    usual = {"budget": "", "tuning-seeds": 1, "seed": 0, "prune": ""}
-    words = [f"--{name} {value}" for name, value in options.items() if value != usual.get(name)]
-    return " ".join(["fallline compare", study["problem"], *words])
+    usual = {"budget": "", "tuning-seeds": 1, "seed": 0, "prune": "", "metric": ""}
+    words = [word for name, value in options.items() if value != usual.get(name) for word in (f"--{name}", str(value))]
+    return shlex.join(["fallline", "compare", study["problem"], *words])

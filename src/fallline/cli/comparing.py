@@ -65,17 +65,11 @@ def writable(folder: Path) -> Iterator[Path]:
                 place.rmdir()
 
 
-def importable(folder: Path) -> None:
-    """Let Python import what lies in the folder, here and in the worker processes."""
-    if str(folder.resolve()) not in sys.path:
-        sys.path.insert(0, str(folder.resolve()))
-
-
 def listed(methods: str) -> list[str | Contender]:
     """``"adamw,optim,mine=my.py:Descent"`` as names and labelled sides; modules are found from here, as by ``python -m``."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if any(":" in name for name in names) and "" not in sys.path:
-        importable(Path.cwd())
+        sys.path.insert(0, str(Path.cwd()))
     return [_labelled(name) for name in names]
 
 
@@ -128,8 +122,6 @@ def compare(
     from fallline.study.sources import problem_spec
 
     limits = parse_budget(budget)
-    if problem.endswith(".py"):
-        importable(Path(problem).parent)
     spec, sides = problem_spec(problem), listed(methods)
     with writable(out or Path(f"fallline-{spec.name}")) as folder:
         comparison = run(

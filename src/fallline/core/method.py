@@ -108,8 +108,9 @@ class Method:
         return packed
 
     def state_bytes(self, problem: Problem, state: State) -> int:
-        """Return the bytes of all tensors in the state, beyond one copy of the variables; 0-d tensors, which count steps, left out."""
-        memories = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.pack(state)) if t.ndim}
+        """Return the bytes of memory behind the tensors in the state, beyond one copy of the variables; 0-d tensors are left out."""
+        held = [part for t in _tensors(self.pack(state)) if t.ndim for part in _strided(t)]
+        memories = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
         return max(0, sum(memories.values()) - sum(leaf.nbytes for leaf in tree.leaves(problem.x0)))
 
     def identity(self, problem: Problem) -> dict[str, str]:
@@ -271,6 +272,11 @@ def _tensors(packed: Any) -> list[Tensor]:
         return [packed]
     children = packed.values() if isinstance(packed, Mapping) else packed if isinstance(packed, list | tuple) else ()
     return [t for child in children for t in _tensors(child)]
+
+
+def _strided(t: Tensor) -> list[Tensor]:
+    """The tensors that hold a tensor's numbers: those of a sparse one are its indices and values."""
+    return [t] if t.layout is torch.strided else [t.coalesce().indices(), t.coalesce().values()] if t.is_sparse else []
 
 
 def _described(function: Callable[..., Any]) -> str:

@@ -22,7 +22,7 @@ from fallline.study.settings import Contender
 from fallline.study.sources import ProblemSpec, StudyError, problem_spec
 from fallline.study.storage import Storage, open_storage
 from fallline.study.table import RunTable, read_table
-from fallline.study.trial import ORACLES
+from fallline.study.trial import ORACLES, as_stored
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -194,7 +194,8 @@ class Comparison:
             "spent": {self.spending: self.spent(row)},
             "different_runs": row.different,
             "setting": dict(row.setting),
-            "code": side.entrant.code(row.setting, self.table.terms.limits),
+            "fixed": as_stored(side.entrant.fixed),
+            "code": side.code,
             "errors": list(row.errors),
         }
 

@@ -122,7 +122,11 @@ def not_told_apart(rows: list[Row]) -> list[Row]:
 
 
 def winner(rows: list[Row]) -> str | None:
-    """The side that finished and is told apart from every other that did at any seed; none otherwise, and among one."""
-    others = rows[1:]
-    ahead = all(not row.reached or (row.p is not None and row.p <= LEVEL) for row in others)
-    return rows[0].method if rows[0].finished and others and ahead and rows[0].spread.count >= FEWEST else None
+    """The side that is told apart from every other; none otherwise, and among one.
+
+    One that finished at every seed is ahead of one that finished at none, without a test.
+    """
+    best, others = rows[0], rows[1:]
+    whole = best.reached == best.spread.count
+    ahead = all((whole and not row.reached) or (row.p is not None and row.p <= LEVEL) for row in others)
+    return best.method if best.finished and others and ahead and best.spread.count >= FEWEST else None

@@ -63,7 +63,7 @@ def _module(file: UserFile) -> ModuleType:
 def _imported(name: str, text: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a user's module is any code; whatever it raises belongs in the message
+    except (Exception, SystemExit) as error:  # a user's module is any code; whatever it raises belongs in the message
         raise StudyError(
             f"method {text!r}: module {name!r} fails to import: {type(error).__name__}: {error}; "
             "give file.py:Name, or package.module:Name as Python would import it"

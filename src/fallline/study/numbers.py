@@ -48,8 +48,13 @@ def budget_text(limits: Mapping[str, float]) -> str:
 
 
 def code_text(value: object) -> str:
-    """A hyperparameter as Python reads it, to the last digit; text of a number that is not finite becomes that number."""
-    return f"float({str(value)!r})" if str(value) in ("inf", "-inf", "nan") else repr(value)
+    """A hyperparameter as Python reads it, to the last digit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if type(value) in (list, tuple):
+        parts = ", ".join(map(code_text, value))  # type: ignore[call-overload]
+        return f"[{parts}]" if isinstance(value, list) else f"({parts}{',' * (len(value) == 1)})"  # type: ignore[arg-type]
+    return repr(value)
 
 
 def setting_text(setting: object) -> str:

@@ -93,7 +93,7 @@ def _settings(comparison: Comparison) -> list[dict[str, Any]]:
     """The settings worth copying: those of the sides that did not diverge."""
     return [
         {"side": row.rank - 1, "title": row.method, "kind": colour(row.rank - 1),
-         "code": comparison.table[row.method].entrant.code(row.setting, comparison.table.terms.limits)}
+         "code": comparison.table[row.method].code}
         for row in comparison.leaderboard if row.finished
     ]
 

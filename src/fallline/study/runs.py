@@ -78,7 +78,8 @@ class _Planner:
             best, records = yield from self._tuned(side)
         first = terms.seed + terms.tuning_seeds
         evaluations = yield [self.trial(side, best, seed) for seed in range(first, first + terms.seeds)]
-        return Side(side.entrant(self.example), as_stored(best), tuple(records), tuple(evaluations))
+        entrant = side.entrant(self.example)
+        return Side(entrant, as_stored(best), tuple(records), tuple(evaluations), entrant.code(best, terms.limits))
 
     def _tuned(self, side: Contender) -> Generator[list[Trial], list[Record], tuple[dict[str, Any], list[Record]]]:
         """The setting with the best median score over the tuning seeds, and every tuning record."""

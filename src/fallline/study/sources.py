@@ -52,6 +52,9 @@ class UserFile(ExecutionLoader):
         StudyError
             When the file fails to import.
         """
+        folder = str(Path(self.path).parent)
+        if Path(folder).is_dir() and folder not in sys.path:  # what lies beside the file is imported as if it had been run
+            sys.path.append(folder)
         name = f"fallline_{role}_{digest(self.source)}"
         spec = importlib.util.spec_from_loader(name, self)
         assert spec is not None

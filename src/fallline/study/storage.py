@@ -105,9 +105,9 @@ class Database:
     def __init__(self, url: str | sa.URL, *, create: bool = True) -> None:
         import sqlalchemy as sa
 
-        self.url = re.sub(r"(?<=:)[^:/@]*(?=@)", "***", str(url))
+        self.url = re.sub(r"(?<=://).*@", "***@", str(url))
         try:
-            address = sa.engine.make_url(url)
+            address = self._address(url)
             self.url = address.render_as_string(hide_password=True)
             self._engine = _engine(address)
             self._records, self._studies = _tables(sa.MetaData())
@@ -122,6 +122,15 @@ class Database:
         except sa.exc.SQLAlchemyError as error:
             remedy = "give a database that exists and can be written, such as sqlite:///trials.sqlite"
             raise self._failed("used", error, remedy) from error
+
+    def _address(self, url: str | sa.URL) -> sa.URL:
+        import sqlalchemy as sa
+
+        try:
+            return sa.engine.make_url(url)
+        except ValueError:  # its text may quote a piece of the password
+            remedy = "write postgresql://user:password@host/name, with @ : / in the password percent-encoded"
+            raise StudyError(f"storage {self.url!r} is no database URL; {remedy}") from None
 
     def _create_tables(self) -> None:
         import sqlalchemy as sa

@@ -11,7 +11,7 @@ from fallline.core.space import Choice, Integers, LogUniform, Range, Uniform
 from fallline.study.identity import digest
 from fallline.study.settings import Entrant
 from fallline.study.sources import StudyError
-from fallline.study.trial import Record
+from fallline.study.trial import Record, as_stored
 
 if TYPE_CHECKING:
     from fallline.study.storage import Storage
@@ -27,6 +27,8 @@ class Side:
     setting: Mapping[str, Any]
     tuning: tuple[Record, ...]
     evaluations: tuple[Record, ...]
+    code: str = ""
+    """The setting as Python, written where its values were at hand."""
 
     @property
     def title(self) -> str:
@@ -97,9 +99,10 @@ def _side_content(side: Side) -> dict[str, Any]:
         "title": side.title,
         "constructor": entrant.constructor,
         "form": entrant.form,
-        "fixed": dict(entrant.fixed),
-        "space": {name: [type(range_).__name__, *vars(range_).values()] for name, range_ in entrant.space.items()},
+        "fixed": as_stored(entrant.fixed),
+        "space": {name: [type(range_).__name__, *as_stored(vars(range_)).values()] for name, range_ in entrant.space.items()},
         "setting": dict(side.setting),
+        "code": side.code,
         "tuning": [record.id for record in side.tuning],
         "evaluations": [record.id for record in side.evaluations],
     }
@@ -111,8 +114,16 @@ def read_table(content: Mapping[str, Any], storage: Storage) -> RunTable:
     Raises
     ------
     StudyError
-        When records are missing.
+        When records are missing, or the content is of a version that this one cannot read.
     """
+    try:
+        return _read_table(content, storage)
+    except (KeyError, TypeError, AttributeError) as error:
+        said = f"this study cannot be read, it may be of another version ({error!r})"
+        raise StudyError(f"{said}; run the same comparison again") from error
+
+
+def _read_table(content: Mapping[str, Any], storage: Storage) -> RunTable:
     found = storage.get(_ids(content))
     missing = sum(id not in found for id in _ids(content))
     if missing:
@@ -122,7 +133,7 @@ def read_table(content: Mapping[str, Any], storage: Storage) -> RunTable:
         space = {name: _range(*parts) for name, parts in side["space"].items()}
         entrant = Entrant(side["title"], side["constructor"], side["form"], side["fixed"], space)
         tuning, evaluations = (tuple(found[id] for id in side[stage]) for stage in ("tuning", "evaluations"))
-        sides.append(Side(entrant, side["setting"], tuning, evaluations))
+        sides.append(Side(entrant, side["setting"], tuning, evaluations, side.get("code", "")))
     return RunTable(Terms(**content["terms"]), tuple(sides))
 
 

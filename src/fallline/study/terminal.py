@@ -39,7 +39,7 @@ def leaderboard_table(comparison: Comparison, *, wide: bool = True) -> Table:
         style = "bold" if row.method in leading else ""
         cells = [str(row.rank), row.method, row.median, interval(row.spread), p_text(row.p)]
         cells += [amount(comparison.spent(row)), *((row.lost, short(row.seconds)) if wide else ())]
-        table.add_row(*map(Text, cells), Text(setting_text(dict(row.setting))), style=style)
+        table.add_row(*map(Text, cells), Text(setting_text({**comparison.table[row.method].entrant.fixed, **row.setting})), style=style)
     return table
 
 

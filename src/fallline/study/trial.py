@@ -26,6 +26,7 @@ from fallline.core.processes import run_gloo
 from fallline.core.result import Result
 from fallline.core.tree import Tree
 from fallline.study.environment import environment
+from fallline.study.identity import fingerprint
 from fallline.study.pruning import POINTS
 from fallline.study.settings import Trial
 from fallline.study.sources import StudyError
@@ -36,7 +37,7 @@ ORACLES = ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradie
            "linear_minimizations", "matvecs")
 COUNTED = (*ORACLES, "samples", "bytes", "messages")
 WARM_UP_STEPS = 2
-_warmed: set[tuple[str, str]] = set()
+_warmed: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _outcome(trial: Trial, group: Any = None) -> dict[str, Any]:
     problem, method = trial.problem(trial.seed), trial.contender.method(trial.setting)
     before = problem.observe(problem.x0)
     metric = pick_metric(before, trial.metric)
-    start = _settled(problem, metric, before[metric])
+    start = _finite(_settled(problem, metric, before[metric]))
     if "seconds" in trial.limits:
         _meet(trial, group)
     watch = _Watch(problem, trial, metric)
@@ -177,8 +178,10 @@ def _warm_up(trial: Trial, group: Any) -> Result:
 
 
 def _meet(trial: Trial, group: Any) -> None:
-    """Warm up the first time that this process meets a method; processes that run together are fresh, all or none."""
-    met = (trial.problem.identity, trial.method)
+    """Warm up the first time that this process meets a method with such options, which may choose other code; numbers do not."""
+    numbers = {name for name, value in trial.hyperparameters.items() if type(value) in (int, float)}
+    chosen = fingerprint({name: value for name, value in trial.hyperparameters.items() if name not in numbers})
+    met = (trial.problem.identity, trial.method, chosen)
     if met not in _warmed:
         _warm_up(trial, group)
         _warmed.add(met)
@@ -227,7 +230,11 @@ def _observed(problem: Problem, x: Tree, metric: str) -> float:
         found = _settled(problem, metric, problem.observe(x)[metric])
     except ArithmeticError:
         return math.inf
-    return found if math.isfinite(found) else math.inf
+    return _finite(found)
+
+
+def _finite(figure: float) -> float:
+    return figure if math.isfinite(figure) else math.inf
 
 
 def _settled(problem: Problem, metric: str, figure: float) -> float:

@@ -1,6 +1,6 @@
 """Which settings of a method are tried: rounds of settings, each asked for when the one before it has been scored.
 
-A space of choices with no more settings than trials is gone through whole. Otherwise the first half of the trials (at least
+A finite space with no more settings than trials is gone through whole. Otherwise the first half of the trials (at least
 one) are points of a scrambled Halton sequence, spread evenly over the space, and the rest come from Optuna's TPE in rounds of
 four. Rounds make tuning reproducible: what is asked depends on the scores of whole rounds, never on which worker was faster,
 so a run that is continued asks for the same settings again and finds them stored.
@@ -31,9 +31,16 @@ def planned(space: Mapping[str, Range], tune: int) -> int:
 
 
 def _grid_size(space: Mapping[str, Range]) -> int | None:
-    """How many settings a space of choices holds; None for a space that is not finite."""
-    sizes = [len(range_.options) if isinstance(range_, Choice) else None for range_ in space.values()]
-    return math.prod(size for size in sizes if size is not None) if None not in sizes else None
+    """How many settings a space of choices and whole numbers holds; None for a space that is not finite."""
+    sizes = [_values(range_) for range_ in space.values()]
+    return math.prod(len(size) for size in sizes if size is not None) if None not in sizes else None
+
+
+def _values(range_: Range) -> range | None:
+    """The whole numbers, or the indices of the options, of a range; None for real numbers."""
+    if isinstance(range_, Choice):
+        return range(len(range_.options))
+    return range(range_.low, range_.high + 1) if isinstance(range_, Integers) else None
 
 
 def rounds(
@@ -54,8 +61,8 @@ def rounds(
     """
     size = _grid_size(space)
     if size is not None and size <= tune:
-        indices = [range(len(range_.options)) for range_ in space.values() if isinstance(range_, Choice)]
-        points = [dict(zip(space, point, strict=True)) for point in itertools.product(*indices)]
+        values = [found for range_ in space.values() if (found := _values(range_)) is not None]
+        points = [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
         yield from _in_parts(space, points, at_once)
         return
     fresh = _Fresh(space, seed)
@@ -77,16 +84,16 @@ def _in_parts(
 
 
 class _Fresh:
-    """Replaces a point of a space of choices that was tried before by one that was not; other spaces do not repeat."""
+    """Replaces a point of a finite space that was tried before by one that was not; real numbers do not repeat."""
 
     def __init__(self, space: Mapping[str, Range], seed: int) -> None:
-        self._options = {name: len(r.options) for name, r in space.items() if isinstance(r, Choice)}
-        self._finite = len(self._options) == len(space)
+        self._values = {name: found for name, range_ in space.items() if (found := _values(range_)) is not None}
+        self._finite = len(self._values) == len(space)
         self._random, self._tried = random.Random(seed), set[tuple[Any, ...]]()
 
     def __call__(self, point: Point) -> Point:
         while self.known(point):
-            point = {name: self._random.randrange(count) for name, count in self._options.items()}
+            point = {name: self._random.choice(values) for name, values in self._values.items()}
         self._tried.add(tuple(point.values()))
         return point
 

@@ -32,10 +32,12 @@ def outcome(table: RunTable, rows: Sequence[Row]) -> str:
         return f"{lowest}, at {run} run: no winner can be named."
     figures = ", ".join(f"{row.method} {_figure(row)}{_p(row)}" for row in leaders[:4])
     if not best.finished:
-        return f"No method finished at most of its seeds ({figures}): no winner can be named."
+        return f"No method finished at more than half of its seeds ({figures}): no winner can be named."
     if len(leaders) > 1:
         return f"No clear winner between {joined(row.method for row in leaders)} ({metric}: {figures})."
     finished = [row for row in rows[1:] if row.reached]
+    if not finished and winner(rows) is None:
+        return f"{best.method} alone finished, at {_figure(best)}, yet not at every seed: no winner can be named."
     if not finished:
         return f"{best.method} alone finished: {metric} {quantity(best.spread)}; every other method diverged or failed."
     if winner(rows) is None:
