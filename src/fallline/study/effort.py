@@ -18,15 +18,22 @@ from fallline.study.table import RunTable, Side
 
 def best_after(scores: Sequence[float]) -> list[Spread]:
     """Median and quartiles of the best of k scores, for k = 1 to all; ``inf`` stands for a trial that gave nothing."""
-    ordered, n = sorted(scores), len(scores)
+    ordered = sorted(scores)
+    return [_after(ordered, k) for k in range(1, len(ordered) + 1)]
 
-    def quartile(quarter: int, k: int) -> float:
-        orders = math.comb(n, k)
-        i = next(i for i in range(1, n + 1) if 4 * math.comb(n - i, k) <= (4 - quarter) * orders)
-        halved = quarter == 2 and 2 * math.comb(n - i, k) == orders
-        return (ordered[i - 1] + ordered[i]) / 2 if halved else ordered[i - 1]
 
-    return [Spread(quartile(1, k), quartile(2, k), quartile(3, k), n, "quartiles") for k in range(1, n + 1)]
+def _after(ordered: Sequence[float], k: int) -> Spread:
+    n = len(ordered)
+    draws = left = math.comb(n, k)  # all, and those of which every score is beyond the first i
+    i, found = 0, list[float]()
+    for quarter in (1, 2, 3):
+        while 4 * left > (4 - quarter) * draws:
+            left = left * (n - i - k) // (n - i)
+            i += 1
+        halved = quarter == 2 and 2 * left == draws
+        found.append((ordered[i - 1] + ordered[i]) / 2 if halved else ordered[i - 1])
+    low, median, high = found
+    return Spread(low, median, high, n, "quartiles")
 
 
 def setting_scores(side: Side, table: RunTable) -> list[float]:
