@@ -30,11 +30,6 @@ def test_a_diverged_run_counts_as_infinite_and_is_not_dropped() -> None:
     assert spread([1.0, math.inf, math.inf]).median == math.inf
 
 
-def test_touching_intervals_overlap() -> None:
-    assert spread([1.0, 2.0]).overlaps(spread([2.0, 3.0]))
-    assert not spread([1.0, 2.0]).overlaps(spread([2.1, 3.0]))
-
-
 def test_no_values_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         spread([])

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import fallline as fl
@@ -79,16 +78,6 @@ def side_by_side(optimizer: Factory, rates: Sequence[float]) -> Factory:
         [{"params": [tensor], "lr": lr} for tensor, lr in zip(tensors, rates, strict=True)], **hyper)
 
 
-def _tensors(entry: Any) -> Iterable[Tensor]:
-    if isinstance(entry, Tensor):
-        yield entry
-    elif isinstance(entry, dict | list | tuple):
-        for part in entry.values() if isinstance(entry, dict) else entry:
-            yield from _tensors(part)
-
-
-def state_bytes(problem: fl.Problem, method: fl.Method, which: Callable[[Tensor], bool] = lambda parameter: True) -> int:
-    """Bytes of the optimizer's state tensors after one step, step counters (0-d) left out, for the parameters ``which`` selects."""
-    state = method.step(problem, method.init(problem, Key(0)))
-    entries = state["optimizer"].state.items()
-    return sum(t.numel() * t.element_size() for parameter, entry in entries if which(parameter) for t in _tensors(entry) if t.ndim)
+def state_bytes(problem: fl.Problem, method: fl.Method) -> int:
+    """Bytes of the method's state after one step."""
+    return method.state_bytes(problem, method.step(problem, method.init(problem, Key(0))))

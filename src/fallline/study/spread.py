@@ -25,10 +25,6 @@ class Spread:
     kind: str
     """What the two ends are: ``"range"`` or ``"quartiles"``."""
 
-    def overlaps(self, other: Spread) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
 
 def spread(values: Sequence[float]) -> Spread:
     """Median, lower and upper end of ``values``: the range below five values, the quartiles from five on.
