@@ -28,7 +28,8 @@ from figures import Goal, Table
 from harness import Contestant, Operation, Options, fresh, peer, race, run
 
 import fallline.optim as optim
-from fallline.optim.directions.quotient import Averaged, DebiasedSquares
+from fallline.optim.directions.averages import Averaged, WithSlowAverage
+from fallline.optim.directions.scalings import DebiasedSquares
 from fallline.optim.engine.arithmetic import blend
 from fallline.optim.engine.parts import DecoupledDecay, Direction
 from fallline.optim.engine.state import State, like

@@ -15,6 +15,11 @@ from fallline.core import NonFiniteError, registry
 from fallline.optim.engine import plan
 
 NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
+# Rules that do not treat a complex number as a pair of real ones.
+REAL = ("lion", "lion-k", "gravity", "shampoo", "adam-8bit", "sgdm-8bit", "optimistic-amsgrad", "riemannian-adam",
+        "riemannian-adagrad")
+# Rules that need more than gradients: the loss, the loss elsewhere, curvature.
+NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "sophia")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
@@ -120,7 +125,7 @@ def test_a_group_can_be_added_and_unknown_keys_are_refused(name):
     layers = list(model.children())
     optimizer = make(name, layers[0].parameters())
     late = [p for layer in layers[1:] for p in layer.parameters()]
-    optimizer.step(lambda: _filled(model)) if name != "sophia" else None
+    optimizer.step(lambda: _filled(model)) if name not in NEEDY else None
     optimizer.add_param_group({"params": late})
     train(model, optimizer, 2)
     assert all(p in optimizer.state or name in ("sgd", "frugal") for p in late)
@@ -135,7 +140,7 @@ def _filled(model):
     return loss
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sophia"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
 def test_missing_gradients_scalars_empty_and_tied_tensors(name):
     scalar, empty = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(0, 3))
     resting, matrix = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3, 3))
@@ -149,7 +154,7 @@ def test_missing_gradients_scalars_empty_and_tied_tensors(name):
     assert resting not in optimizer.state or optimizer.state[matrix]["step"] == 4
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sophia"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
 def test_maximize_is_minimize_of_the_negative(name):
     ascending, descending = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
     up, down = make(name, [ascending], maximize=True), make(name, [descending])
@@ -174,7 +179,7 @@ def test_hooks_run(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_parameters_keep_their_dtype(name, dtype):
-    if name == "sophia" and dtype is torch.float16:
+    if name in ("sophia", "oasis") and dtype is torch.float16:
         pytest.skip("the CPU has no half-precision kernel for this network's second backward pass")
     model = network(dtype)
     optimizer = make(name, model.parameters())
@@ -188,7 +193,7 @@ def test_half_precision_parameters_keep_their_dtype(name, dtype):
     assert all(v.dtype in (torch.float32, torch.uint8, torch.int64) for v in kept)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sophia"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
 def test_sparse_gradients_are_refused_by_name(name):
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = make(name, embedding.named_parameters())
@@ -197,12 +202,12 @@ def test_sparse_gradients_are_refused_by_name(name):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sophia"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
 def test_complex_parameters_work_or_are_refused(name):
     p = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     optimizer = make(name, [p])
     p.grad = torch.full((3,), 1 + 1j)
-    if name in ("lion", "shampoo", "adam-8bit", "sgdm-8bit"):
+    if name in REAL:
         with pytest.raises(RuntimeError, match="complex"):
             optimizer.step()
     else:
@@ -214,7 +219,7 @@ def test_complex_parameters_work_or_are_refused(name):
 def test_gradient_clipping_and_scaling(name):
     model = network()
     optimizer = make(name, model.parameters())
-    if name == "sophia":
+    if name in NEEDY:
         train(model, optimizer, 1)
         return
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -228,7 +233,7 @@ def test_gradient_clipping_and_scaling(name):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sophia"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
 def test_a_nan_gradient_raises_or_is_skipped(name):
     good, bad = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(3, 3))
 
@@ -256,7 +261,7 @@ def test_an_unknown_policy_is_named():
         optim.AdamW([nn.Parameter(torch.ones(2))], nonfinite="panic")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sophia", "adam-8bit", "sgdm-8bit")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*NEEDY, "adam-8bit", "sgdm-8bit")])
 def test_the_pure_form_is_the_step(name):
     params = [nn.Parameter(torch.randn(s, dtype=torch.float64, generator=fl.Key(1).generator())) for s in ((3,), (4, 5))]
     optimizer = make(name, params)
@@ -369,7 +374,7 @@ def test_a_trainer_s_loop(name):
             for half in range(2):
                 (objective(model, 2 * t + half) / 2).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if name == "sophia":
+            if name in NEEDY:
                 optimizer.step(fl.Objective(model, cross_entropy)(*batch(t)))
             else:
                 optimizer.step()

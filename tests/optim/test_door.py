@@ -141,7 +141,7 @@ def test_an_estimate_that_is_not_finite_is_skipped_or_an_oracle_refused():
     objective = fl.Objective(model, torch.nn.functional.cross_entropy)
     batch = objective(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0]))
     optimizer = optim.Sophia(model.parameters(), nonfinite="skip")
-    optimizer.estimate = lambda name, realisation, t: {k: torch.full_like(p, math.nan) for k, p in realisation.variables.items()}
+    optimizer.estimate = lambda name, realisation, t: {p: torch.full_like(p, math.nan) for p in realisation.variables.values()}
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step(batch)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

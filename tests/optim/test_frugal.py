@@ -8,8 +8,10 @@ from torch import nn
 
 import fallline as fl
 from fallline import optim
-from fallline.optim.directions.quotient import Part, Quotient, Squares
-from fallline.optim.directions.signed import SignedMomentum
+from fallline.optim.directions.averages import Numerator
+from fallline.optim.directions.quotient import Quotient
+from fallline.optim.directions.scalings import Squares
+from fallline.optim.directions.signed import MappedMomentum
 from fallline.optim.directions.subspace import blocks_in_turn, share
 
 
@@ -123,7 +125,7 @@ def test_blocks_take_turns_as_a_whole_in_their_order():
 def test_the_rule_with_state_can_be_another():
     for options in ({"selector": "columns", "density": 1.0}, {"density": 1.0}):
         ours, theirs = matrices(1)[0], matrices(1)[0]
-        optimizer = optim.Frugal([ours], lr=0.1, betas=(0.9, 0.99), update_gap=100, full=SignedMomentum(), **options)
+        optimizer = optim.Frugal([ours], lr=0.1, betas=(0.9, 0.99), update_gap=100, full=MappedMomentum(), **options)
         lion = optim.Lion([theirs], lr=0.1, betas=(0.9, 0.99), weight_decay=1e-12)
         for t in range(4):
             ours.grad = theirs.grad = torch.randn(3, 3, generator=fl.Key(t).generator()).double()
@@ -146,7 +148,7 @@ def test_hooks_run_once_in_a_process_with_a_plain_engine_optimizer():
     (lambda p: optim.Frugal(p, rank=2, density=0.5, selector="svd"), r"rank=2 has no effect with density=0\.5"),
     (lambda p: optim.Frugal(p, selector="svd", order="ascending"), "order must be"),
     (lambda p: optim.Frugal(p, order="descending"), "order must be"),
-    (lambda p: optim.Frugal(p, full=Quotient(Part(), Squares())), "'rho'"),
+    (lambda p: optim.Frugal(p, full=Quotient(Numerator(), Squares())), "'rho'"),
     (lambda p: optim.GaLore(p, rank=None), "rank must be a whole number"),
 ])
 def test_what_would_have_no_effect_is_refused(make, message):

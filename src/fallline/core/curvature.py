@@ -21,12 +21,17 @@ def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
 
 
-def hutchinson_diagonal(realisation: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return ``u ∘ (H u)`` by parameter name for one Gaussian probe ``u``.
+def _signs_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return _normal_like(x, generator).sign()
+
+
+def hutchinson_diagonal(realisation: Any, generator: torch.Generator, signs: bool = False) -> dict[str, Tensor]:
+    """Return ``u ∘ (H u)`` by parameter name for one probe ``u``: Gaussian, or of random signs, whose estimate varies less.
 
     ``realisation`` has ``variables`` and ``hvp`` (``Objective(model, loss)(inputs, targets)``, or a bound problem).
     """
-    probe = {name: _normal_like(p, generator) for name, p in realisation.variables.items()}
+    draw = _signs_like if signs else _normal_like
+    probe = {name: draw(p, generator) for name, p in realisation.variables.items()}
     product = realisation.hvp(None, probe)
     return {name: u * product[name] for name, u in probe.items()}
 

@@ -4,24 +4,50 @@ A rule is a sentence ``move(p, −step_size · direction(gradient))`` with its s
 quantises and shards it.
 """
 
+from fallline.optim.accelerated import AcceleratedSGD, StochasticAGD
+from fallline.optim.acceleration import AccelerationAdvice, Growth, acceleration_advice, estimate_growth
+from fallline.optim.adabelief import AdaBelief
 from fallline.optim.adam8bit import Adam8bit, SGDM8bit, StableEmbedding
+from fallline.optim.adamomentum import AdaMomentum
 from fallline.optim.adamw import AdamW
+from fallline.optim.ademamix import AdEMAMix
 from fallline.optim.advice import Advice, Traits, advise
+from fallline.optim.conditioning import ConditionReport, condition, condition_report, remove_conditioning
+from fallline.optim.diffgrad import DiffGrad
 from fallline.optim.dog import DoG, LDoG, TDoG
+from fallline.optim.energy import AEGD, AEPG
 from fallline.optim.engine import BFloat16, Blockwise8bit, Direction, Move, Optimizer, StepSize, Storage, like, reduce, roles
 from fallline.optim.engine.quantized import Quantized
+from fallline.optim.exadam import EXAdam
 from fallline.optim.frugal import Frugal, GaLore
+from fallline.optim.generalized_adam import AdamGS, RMSPropGS
+from fallline.optim.generalized_smoothness import GeneralizedSmoothness, fit_generalized_smoothness
+from fallline.optim.gradient_regularization import GradReg
+from fallline.optim.gravity import Gravity
 from fallline.optim.lion import Lion, lion_from_adamw
+from fallline.optim.lion_k import LionK, constraint_violation, lion_lyapunov
+from fallline.optim.mars import MARS
 from fallline.optim.noise import GradientNoise, GradientNoiseReport, add_annealed_noise, gradient_noise_report
+from fallline.optim.oasis import OASIS
+from fallline.optim.optex import OptEx
+from fallline.optim.optimistic_amsgrad import OptAMSGrad, extrapolate
+from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
+from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
+from fallline.optim.sgd_sai import GSNRReport, SGDSaI, gsnr_report
 from fallline.optim.shampoo import Shampoo
 from fallline.optim.sophia import Sophia
 from fallline.optim.step_sizes import DistanceOverGradients, PolynomialAverage
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
+from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "SGD", "AdaMax", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamW", "Advice", "BFloat16", "Blockwise8bit", "Direction",
-    "DistanceOverGradients", "DoG", "Frugal", "GaLore", "GradientNoise", "GradientNoiseReport", "LDoG", "Lion", "Momentum", "Move",
-    "Nadam", "Nesterov", "Optimizer", "PolynomialAverage", "Quantized", "RMSprop", "SGDM8bit", "Shampoo", "Sophia", "StableEmbedding",
-    "StepSize", "Storage", "TDoG", "Traits", "add_annealed_noise", "advise", "gradient_noise_report", "like", "lion_from_adamw",
-    "reduce", "roles",
+    "AEGD", "AEPG", "MARS", "OASIS", "SGD", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix", "AdaBelief", "AdaMax", "AdaMomentum",
+    "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW", "Advice", "BFloat16", "Blockwise8bit", "ConditionReport", "DiffGrad",
+    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness", "GradReg",
+    "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov",
+    "OptAMSGrad", "OptEx", "Optimizer", "PolynomialAverage", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam",
+    "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Shampoo", "Sophia", "StableEmbedding", "StepSize", "StochasticAGD", "Storage", "TDoG",
+    "Traits", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
+    "constraint_violation", "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report",
+    "like", "lion_from_adamw", "lion_lyapunov", "reduce", "remove_conditioning", "risk_report", "roles",
 ]

@@ -41,6 +41,7 @@ COUNTS = frozenset({"step", "since", "period"})
 class _BySubspace(Optimizer):
     """Matrices by a subspace rule, everything else by a rule with full state; groups tell them apart by role, or by dimensions."""
 
+    rearranges: ClassVar[bool] = True
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def __init__(self, params: Any, matrices: Direction, others: Direction, defaults: dict[str, Any], options: EngineOptions) -> None:
@@ -285,7 +286,7 @@ def _check_rank(rank: int) -> None:
 
 def _check_full(full: Direction, defaults: Mapping[str, Any]) -> None:
     if not isinstance(full, Direction) or full.scope != "elementwise":
-        raise TypeError(f"full must be an elementwise Direction, such as Quotient() or SignedMomentum(), got {full!r}")
+        raise TypeError(f"full must be an elementwise Direction, such as Quotient() or MappedMomentum(), got {full!r}")
     try:
         full.coefficients(defaults, 1)
     except KeyError as missing:

@@ -15,7 +15,7 @@ import torch
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
-from fallline.optim.directions.signed import SignedMomentum
+from fallline.optim.directions.signed import MappedMomentum
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay
 
@@ -47,7 +47,7 @@ class Lion(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
                  momentum_dtype: torch.dtype | None = None, **options: Unpack[EngineOptions]) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        super().__init__(params, SignedMomentum(momentum_dtype), defaults, move=DecoupledDecay(), **options)
+        super().__init__(params, MappedMomentum(momentum_dtype), defaults, move=DecoupledDecay(), **options)
         large = max((float(group["lr"]) for group in self.param_groups if float(group["weight_decay"]) == 0), default=0.0)
         if large > 3e-3:
             warnings.warn(f"lr={large:g} is large for Lion without weight decay: every weight moves by lr at every step; "

@@ -20,6 +20,7 @@ from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.sophia import ClippedNewton
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.oracles import of_minimised
 from fallline.optim.engine.parts import DecoupledDecay
 
 ESTIMATORS = {"gnb": gauss_newton_bartlett, "hutchinson": hutchinson_diagonal}
@@ -54,6 +55,7 @@ class Sophia(Optimizer):
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-5, 1e-2), "gamma": LogUniform(1e-3, 1.0)}
+    positive: ClassVar[Mapping[str, str]] = {"eps": "entries without gradient and curvature would be 0 / 0; 1e-12 is typical"}
 
     def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.96, 0.99), gamma: float | None = None,
                  eps: float = 1e-12, weight_decay: float = 0.1, k: int = 10,
@@ -71,17 +73,7 @@ class Sophia(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "seed": self.seed}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if param_group.get("eps", self.defaults["eps"]) == 0:
-            raise ValueError("eps must be a finite number > 0, got 0 (entries without gradient and curvature would be 0 / 0); "
-                             "1e-12 is typical")
-        super().add_param_group(param_group)
-
-    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[str, Tensor]:
+    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
         generator = Key(self.seed).fold(t, oracle).generator()
-        found = ESTIMATORS[oracle](realisation, generator)
-        if oracle != "hutchinson":
-            return found
-        # What is minimised is the objective's negative, whose Hessian has the other sign; squared gradients have none.
-        ascending = {id(p) for group in self.param_groups if group["maximize"] for p in group["params"]}
-        return {name: -h if id(realisation.variables[name]) in ascending else h for name, h in found.items()}
+        found = {realisation.variables[name]: h for name, h in ESTIMATORS[oracle](realisation, generator).items()}
+        return of_minimised(found, self.param_groups) if oracle == "hutchinson" else found

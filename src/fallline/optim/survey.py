@@ -11,16 +11,9 @@ from typing import Any, ClassVar, Unpack
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range, Uniform
-from fallline.optim.directions.quotient import (
-    Averaged,
-    DebiasedSquares,
-    Largest,
-    LookAhead,
-    Part,
-    Quotient,
-    Squares,
-    SummedSquares,
-)
+from fallline.optim.directions.averages import Averaged, LookAhead, Numerator
+from fallline.optim.directions.quotient import Quotient
+from fallline.optim.directions.scalings import DebiasedSquares, Largest, Squares, SummedSquares
 from fallline.optim.directions.velocity import HeavyBall, LookAheadBall, UnitFree
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Direction, Displace, Gradient
@@ -107,7 +100,7 @@ class Adagrad(Optimizer):
     def __init__(self, params: Any, lr: float = 0.01, eps: float = 1e-8, weight_decay: float = 0.0,
                  **options: Unpack[EngineOptions]) -> None:
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, Quotient(Part(), SummedSquares()), defaults, **options)
+        super().__init__(params, Quotient(Numerator(), SummedSquares()), defaults, **options)
 
 
 @register("adadelta")
@@ -152,7 +145,7 @@ class RMSprop(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-3, rho: float = 0.9, eps: float = 1e-8, weight_decay: float = 0.0,
                  **options: Unpack[EngineOptions]) -> None:
         defaults = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, Quotient(Part(), Squares()), defaults, **options)
+        super().__init__(params, Quotient(Numerator(), Squares()), defaults, **options)
 
 
 class _WithBetas(Optimizer):

@@ -1,11 +1,8 @@
 """Averages over averages: the direction behind most adaptive rules.
 
-    u = numerator(g, m) / denominator(g, v)
+    u = numerator(g) / denominator(g, m)
 
-Both sides are kept up to a factor, their ``scale``, so that debiasing costs one multiplication of u and not one of either side.
-
-Numerators: the gradient; its debiased average m̂ = m / (1 − β₁ᵗ), m ← β₁ m + (1 − β₁) g; the average seen one step ahead.
-Denominators: √v̂ + ε with v ← β₂ v + (1 − β₂) g² debiased; √(v + ε) as it is, of an average or of a sum; the decayed maximum of |g|.
+The numerators are in :mod:`.averages`, the denominators in :mod:`.scalings`; each brings its own state and coefficients.
 """
 
 from __future__ import annotations
@@ -15,133 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from fallline.optim.engine.arithmetic import add_product, blend, over, scaled
+from fallline.optim.directions.averages import Averaged, Numerator, Part
+from fallline.optim.directions.scalings import DebiasedSquares, Denominator
+from fallline.optim.engine.arithmetic import add_scaled, over, scaled
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
-from fallline.optim.engine.state import State, like
-
-
-@dataclass(frozen=True)
-class Part:
-    """One side of the quotient, with its own state: what ``__call__`` returns times ``scale``."""
-
-    def scale(self, group: Mapping[str, Any], t: int) -> float:
-        """The factor of step ``t``."""
-        return 1.0
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        """Host numbers of step ``t``."""
-        return {}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        """Declare the state."""
-        return {}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        """The value over its scale, and the new state."""
-        return g, {}
-
-
-@dataclass(frozen=True)
-class Averaged(Part):
-    """m̂ = m / (1 − β₁ᵗ) with m ← β₁ m + (1 − β₁) g."""
-
-    def scale(self, group: Mapping[str, Any], t: int) -> float:
-        return 1 / (1 - group["betas"][0] ** t)
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"new1": 1 - group["betas"][0]}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        return {"exp_avg": like(p)}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        m = blend(s["exp_avg"], g, c.new1, out=over(s["exp_avg"]))
-        return m, {"exp_avg": m}
-
-
-@dataclass(frozen=True)
-class LookAhead(Averaged):
-    """β₁ m̂ + (1 − β₁) g / (1 − β₁ᵗ): the average as the next gradient will find it if nothing changes."""
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        m = blend(s["exp_avg"], g, c.new1, out=over(s["exp_avg"]))
-        return blend(m, g, c.new1), {"exp_avg": m}
-
-
-@dataclass(frozen=True)
-class DebiasedSquares(Part):
-    """√(v / (1 − β₂ᵗ)) + ε with v ← β₂ v + (1 − β₂) g²."""
-
-    def scale(self, group: Mapping[str, Any], t: int) -> float:
-        return 1 / math.sqrt(1 - group["betas"][1] ** t)
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        beta2 = group["betas"][1]
-        return {"keep2": beta2, "new2": 1 - beta2, "scaled_eps": group["eps"] / self.scale(group, t)}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        return {"exp_avg_sq": like(p, nonnegative=True)}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = _average_of_squares(s["exp_avg_sq"], g, c)
-        root = v.sqrt()
-        return torch.add(root, c.scaled_eps, out=over(root)), {"exp_avg_sq": v}
-
-
-def _average_of_squares(v: Tensor, g: Tensor, c: Any) -> Tensor:
-    decayed = scaled(v, c.keep2, out=over(v))
-    return add_product(decayed, c.new2, g, g, out=over(decayed))
-
-
-@dataclass(frozen=True)
-class Squares(Part):
-    """√(v + ε) with v ← ρ v + (1 − ρ) g², not debiased."""
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"keep2": group["rho"], "new2": 1 - group["rho"], "eps": group["eps"]}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        return {"square_avg": like(p, nonnegative=True)}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        v = _average_of_squares(s["square_avg"], g, c)
-        shifted = v + c.eps
-        return torch.sqrt(shifted, out=over(shifted)), {"square_avg": v}
-
-
-@dataclass(frozen=True)
-class SummedSquares(Part):
-    """√(Σ g² + ε)."""
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"eps": group["eps"]}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        return {"sum": like(p, nonnegative=True)}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        total = torch.addcmul(s["sum"], g, g, out=over(s["sum"]))
-        shifted = total + c.eps
-        return torch.sqrt(shifted, out=over(shifted)), {"sum": total}
-
-
-@dataclass(frozen=True)
-class Largest(Part):
-    """max(β₂ u, |g| + ε)."""
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"keep2": group["betas"][1], "eps": group["eps"]}
-
-    def init(self, p: Tensor) -> dict[str, State]:
-        return {"exp_inf": like(p, nonnegative=True)}
-
-    def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        decayed = scaled(s["exp_inf"], c.keep2, out=over(s["exp_inf"]))
-        u = torch.maximum(decayed, g.abs() + c.eps, out=over(decayed))
-        return u, {"exp_inf": u}
+from fallline.optim.engine.state import State
 
 
 @dataclass(frozen=True)
@@ -150,8 +27,8 @@ class Quotient(Direction):
 
     supports_complex: ClassVar[bool] = True
 
-    numerator: Part = field(default_factory=Averaged)
-    denominator: Part = field(default_factory=DebiasedSquares)
+    numerator: Numerator = field(default_factory=Averaged)
+    denominator: Denominator = field(default_factory=DebiasedSquares)
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         scale = self.numerator.scale(group, t) / self.denominator.scale(group, t)
@@ -162,9 +39,31 @@ class Quotient(Direction):
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         above, new = self.numerator(g, s, c)
-        below, more = self.denominator(g, s, c)
-        u = above / below
-        return scaled(u, c.scale, out=over(u)) if self._scaled() else u, {**new, **more}
+        below, more = self.denominator(g, new.get("exp_avg", g), s, c)
+        return self.finish(above, above / below, c), {**new, **more}
+
+    def finish(self, above: Tensor, u: Tensor, c: Any) -> Tensor:
+        """The direction, from the numerator and the quotient over their scales."""
+        return scaled(u, c.scale, out=over(u)) if self._scaled() else u
 
     def _scaled(self) -> bool:
         return any(type(part).scale is not Part.scale for part in (self.numerator, self.denominator))
+
+
+@dataclass(frozen=True)
+class Rectified(Quotient):
+    """r_t m̂ / (√v̂ + ε) once the variance of the second moment is finite, m̂ before (RAdam, Liu et al., arXiv 1908.03265).
+
+    ρ_∞ = 2 / (1 − β₂) − 1,  ρ_t = ρ_∞ − 2 t β₂ᵗ / (1 − β₂ᵗ);  for ρ_t > 4  r_t² = (ρ_t − 4) (ρ_t − 2) ρ_∞ / ((ρ_∞ − 4) (ρ_∞ − 2) ρ_t).
+    """
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        values, beta2 = super().coefficients(group, t), group["betas"][1]
+        limit = 2 / (1 - beta2) - 1
+        length = limit - 2 * t * beta2**t / (1 - beta2**t)
+        finite = length > 4
+        rectifier = math.sqrt((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)) if finite else 0.0
+        return {**values, "scale": rectifier * values["scale"], "plain": 0.0 if finite else self.numerator.scale(group, t)}
+
+    def finish(self, above: Tensor, u: Tensor, c: Any) -> Tensor:
+        return add_scaled(super().finish(above, u, c), c.plain, above)

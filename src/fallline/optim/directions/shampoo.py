@@ -68,7 +68,7 @@ class KroneckerRoots(Direction):
             state["momentum"] = State()
         return state
 
-    def _start(self, n: int, p: Tensor) -> Tensor:
+    def _start(self, n: int, p: Tensor, index: int) -> Tensor:
         return self.eps * torch.eye(n, device=p.device)
 
     def _root(self, statistics: Tensor, order: int) -> Tensor:

@@ -34,8 +34,8 @@ class ClippedNewton(Direction):
     def init(self, p: Tensor) -> dict[str, State]:
         return {"momentum": like(p), "curvature": like(p)}
 
-    def probe(self, t: int, group: Mapping[str, Any]) -> str | None:
-        return self.estimator if (t - 1) % self.k == 0 else None
+    def probe(self, t: int, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return (self.estimator,) if (t - 1) % self.k == 0 else ()
 
     def observe(self, name: str, value: Tensor, s: Tensors, c: Any) -> Tensors:
         return {"curvature": blend(s["curvature"], value, c.new2)}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import Kernel, Pieces, write
+from .kernels import Kernel, Pieces, parts, write
 from .parts import Coefficients
+from .reduction import reducing, whole
 from .state import working_dtype
 
 Compiled = Callable[..., Sequence[Tensor]]
@@ -41,18 +42,23 @@ move and the alarm, where it would else be computed twice in two loops. (Decodin
 _compiled: dict[tuple[Any, ...], Compiled] = {}
 
 
-def compilable(p: Tensor) -> bool:
-    """Whether a kernel may be called on ``p``: its length is neither tiny nor, in rows, the 1 that broadcasts."""
-    return p.numel() >= SMALLEST and p.shape[0] > 1
+def compilable(p: Tensor, whole: bool) -> bool:
+    """Whether a kernel may be called on ``p``: its length is neither tiny nor, in rows, the 1 that broadcasts.
+
+    A rule that reduces must see its one tensor, and nothing else, ``whole``, in one call.
+    """
+    short = CHUNK if p.ndim > 1 else LONGEST
+    return p.numel() >= SMALLEST and p.shape[0] > 1 and (not whole or p.numel() <= short)
 
 
 def compiled(kernel: Kernel, names: tuple[str, ...], p: Tensor, g: Tensor, pieces: Pieces) -> Compiled:
     """The compiled ``(packed, p, g, *pieces) -> (alarm,) or ()`` that takes the step in place."""
-    key = (kernel, names, p.dtype, g.dtype, p.device, p.shape[1:], torch.get_num_threads())
+    numbers = tuple(i for i, t in enumerate(pieces) if len(t) != len(p))
+    key = (kernel, names, p.dtype, g.dtype, p.device, p.shape[1:], numbers, torch.get_num_threads())
     if key not in _compiled:
         rows = max(2, TRACED // math.prod(p.shape[1:]))
         rows += rows in p.shape[1:]  # equal lengths would be one symbol
-        shaped = [torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in (p, g, *pieces)]
+        shaped = [torch.empty((rows if len(t) == len(p) else 1, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in (p, g, *pieces)]
         _compiled[key] = _compile(_step(kernel, names, p.shape[1:]), [pack([0.0] * len(names), p), *shaped],
                                   WHOLE if p.ndim == 1 else QUANTISED)
     return _compiled[key]
@@ -62,7 +68,8 @@ def _step(kernel: Kernel, names: tuple[str, ...], tile: Sequence[int]) -> Callab
     def step(packed: Tensor, p: Tensor, g: Tensor, *pieces: Tensor) -> tuple[Tensor, ...]:
         for size, known in zip(p.shape[1:], tile, strict=True):
             torch._check(size == known)
-        new, u = kernel.whole(Coefficients(dict(zip(names, packed.unbind(), strict=True))), p, g, pieces)
+        with reducing(whole):
+            new, u = kernel.whole(Coefficients(dict(zip(names, packed.unbind(), strict=True))), p, g, pieces)
         write((p, *pieces), new)
         return (_alarm(new, u, g),) if kernel.watch else ()
 
@@ -85,7 +92,7 @@ def _compile(step: Callable[..., Any], examples: list[Tensor], options: dict[str
 
     graph = make_fx(step, tracing_mode="symbolic")(*examples)
     symbolic = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    if any(isinstance(t.shape[0], int) for t in symbolic):
+    if any(isinstance(t.shape[0], int) and t.shape[0] != 1 for t in symbolic):
         raise RuntimeError(f"the rule fixes the length of its tensors, {[tuple(t.shape) for t in symbolic]}, so it cannot be compiled")
     function: Compiled = torch._inductor.compile(graph, symbolic, options=options)
     return function
@@ -97,8 +104,9 @@ def run_compiled(function: Compiled, packed: Tensor, p: Tensor, g: Tensor, piece
     if count == 1:
         return next(iter(function(packed, p, g, *pieces)), None)
     # At least two rows a part; see `compilable`.
-    parts = zip(*(t.tensor_split(min(count, p.shape[0] // 2)) for t in (p, g, *pieces)), strict=True)
-    alarms = [alarm for part in parts for alarm in function(packed, *part)]
+    split = lambda t: t.tensor_split(min(count, p.shape[0] // 2))
+    taken = zip(*parts(split, (p, g, *pieces)))  # noqa: B905 - numbers are repeated without end
+    alarms = [alarm for part in taken for alarm in function(packed, *part)]
     return torch.stack(alarms).sum() if alarms else None
 
 

@@ -54,7 +54,10 @@ def check_group(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
             )
     if not isinstance(group.get("maximize", False), bool):
         raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
-    hyperparameters.check_group({**optimizer.defaults, **group}, hyperparameters.lengths_of(type(optimizer)))
+    values = {**optimizer.defaults, **group}
+    hyperparameters.check_group(values, hyperparameters.lengths_of(type(optimizer)))
+    for name, remedy in optimizer.positive.items():
+        hyperparameters.check_positive(name, values[name], remedy)
 
 
 def check_layout(optimizer: Optimizer, index: int, p: Tensor) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from fallline.core.errors import MissingOracle
 
 from .kernels import Kernel
-from .parts import Coefficients, Direction
+from .parts import Coefficients, Direction, View, has_solution
 from .plan import Bucket, Member, build
 from .reduction import batched, reducing, whole
 from .state import working_dtype
+from .statistics import how
 from .storage import Codec
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class _Item:
         self, optimizer: Optimizer, index: int, p: Tensor, own: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
         self.direction: Direction = optimizer.direction_for(own, group)
-        self.group = group
+        self.group, self.index = group, index
         self.shape, self.dtype = p.shape, working_dtype(p.dtype)
         real = torch.view_as_real(p) if p.is_complex() else p
         self.complex = p.is_complex()
@@ -40,17 +41,17 @@ class _Item:
         self.declared = optimizer.sentence.declare(self.direction, seen)
         codecs = tuple((name, Codec(declared.dtype or self.dtype)) for name, declared in self.declared.items())
         decay = group.get("weight_decay", 0.0)
-        decays = bool(decay) or (isinstance(decay, Tensor) and decay.requires_grad)
+        decays = self.direction.brings_decay or bool(decay) or (isinstance(decay, Tensor) and decay.requires_grad)
         parts = optimizer.sentence
-        self.kernel = Kernel(self.direction, parts.move, parts.average, codecs, bool(group["maximize"]), decays, False)
+        move, maximize = optimizer.move_for(own, group), bool(group["maximize"])
+        self.kernel = Kernel(self.direction, move, parts.average, codecs, maximize, decays, False)
         self.step = int(state.get("step", 0)) + 1
         self.c = Coefficients(optimizer.coefficients(self.direction, group, self.step))
         if self.view is not None:
             self.c.indices = [index]
 
     def refuse_probe(self, name: str) -> None:
-        oracle = self.direction.probe(self.step, self.group)
-        if oracle is not None:
+        for oracle in self.direction.probe(self.step, self.group):
             raise MissingOracle(f"{name}.update() takes gradients only, but step {self.step} needs {oracle}: use step(objective(x))")
 
     def gradient(self, g: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class _Item:
 
     def started(self) -> dict[str, Any]:
         seen = self.p if self.view is None else self.p[0]
-        values = {name: d.start(seen, d.dtype or self.dtype) for name, d in self.declared.items()}
+        values = {name: d.start(seen, d.dtype or self.dtype, self.index) for name, d in self.declared.items()}
         return {"step": 0, **values}
 
     def parameter(self, x: Tensor) -> Tensor:
@@ -122,6 +123,8 @@ def update(
     moving = [i for i, g in enumerate(gradients) if g is not None]
     for i in moving:
         items[i].refuse_probe(type(optimizer).__name__)
+    states = _measured(optimizer, items, gradients, states)
+    _share(optimizer, items, gradients, states, moving, loss)
     new_params, new_states = list(params), [dict(s) for s in states]
     if optimizer.sentence.step_size is not None:
         _two_passes(optimizer, items, gradients, states, moving, loss, new_params, new_states)
@@ -134,6 +137,38 @@ def update(
         assert x is not None
         new_params[i], new_states[i] = item.parameter(x), item.state(states[i], pieces)
     return new_params, new_states
+
+
+def _measured(
+    optimizer: Optimizer, items: Sequence[_Item], gradients: Sequence[Tensor | None], states: Sequence[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    """The states with the numbers that the rule takes from first gradients."""
+    first = {item.p: g for item, g, s in zip(items, gradients, states, strict=True) if g is not None and not s.get("step", 0)}
+    found = optimizer.measure(first) if first else {}
+    number = lambda item, x: torch.as_tensor(x, dtype=item.dtype)
+    own = lambda item: {name: number(item, x) for name, x in found.get(item.p, {}).items()}
+    return [{**state, **own(item)} for item, state in zip(items, states, strict=True)]
+
+
+def _share(
+    optimizer: Optimizer,
+    items: Sequence[_Item],
+    gradients: Sequence[Tensor | None],
+    states: Sequence[Mapping[str, Any]],
+    moving: Sequence[int],
+    loss: Any,
+) -> None:
+    """Give every rule the coefficients that depend on all gradients and states."""
+    views = []
+    for i in moving:
+        item, g = items[i], gradients[i]
+        assert g is not None
+        x = item.p.to(item.dtype)
+        state = item.kernel.decode(item.pieces(states[i]), item.dtype)
+        views.append(View(item.kernel.gradient(item.gradient(g), x, item.c), state, item.step))
+    for name, value in optimizer.share(views, loss).items() if moving else ():
+        for item in items:
+            setattr(item.c, name, value)
 
 
 def _two_passes(
@@ -155,13 +190,12 @@ def _two_passes(
         g = gradients[i]
         assert g is not None
         pieces = items[i].pieces(states[i])
-        new, directions[i], integrands = items[i].kernel.first(
-            items[i].c, items[i].p, items[i].gradient(g), pieces, needs
-        )
-        sums[i] = {name: x.sum() for name, x in zip(needs, integrands, strict=True)}
+        with reducing(whole if items[i].view is None else batched):
+            new, directions[i], integrands = items[i].kernel.first(items[i].c, items[i].p, items[i].gradient(g), pieces, needs)
+        sums[i] = {name: whole(x, how(name)) for name, x in zip(needs, integrands, strict=True)}
         new_states[i] = items[i].state(states[i], new)
     if rule.over == "all" and moving:
-        totals = {name: torch.stack([sums[i][name] for i in moving]).sum() for name in needs}
+        totals = {name: whole(torch.stack([sums[i][name] for i in moving]), how(name)) for name in needs}
         sums = dict.fromkeys(moving, totals)
     for i in moving:
         item = items[i]
@@ -182,10 +216,11 @@ def swap_in(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if optimizer.state.get(p, {}).get("step", 0) > 0:
-                members.append(Member(index, p, group, optimizer.direction_for(p, group), optimizer.storage_for(p, group)))
+                direction, move = optimizer.direction_for(p, group), optimizer.move_for(p, group)
+                members.append(Member(index, p, group, direction, move, optimizer.storage_for(p, group)))
             index += 1
     average = optimizer.sentence.average
-    changes = [m for m in members if average is not None or type(m.direction).solution is not Direction.solution]
+    changes = [m for m in members if average is not None or has_solution(m.direction)]
     saved = [(p, p.detach().clone()) for p in (m.param for m in changes)]
     if not changes:
         return saved

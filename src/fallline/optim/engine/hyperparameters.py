@@ -42,6 +42,7 @@ CHECKS: dict[str, Check] = {
     "momentum": _fraction("0.9 is typical"),
     "betas": _fraction("(0.9, 0.999) is typical"),
     "beta": _fraction("0.9 is typical"),
+    "beta1": _fraction("0.9 is typical"),
     "rho": _fraction("0.9 is typical"),
     "gamma": _positive("see the optimizer's docstring"),
     "reps_rel": _positive("1e-6 is typical, 1e-4 with batch normalisation"),
@@ -53,13 +54,35 @@ CHECKS: dict[str, Check] = {
     "update_gap": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 200 is typical"),
     "density": Check(lambda x: 0 <= x <= 1, "a number in [0, 1], got {}; 0.25 is typical"),
     "seed": Check(lambda x: x.is_integer(), "a whole number, got {}"),
+    "betas_1d": _fraction("(0.9, 0.95) is typical"),
+    "weight_decay_1d": _nonnegative("0.1 is typical"),
+    "lr_1d_ratio": _nonnegative("lr_1d is 3e-3 by default"),
+    "r": Check(lambda x: x >= 2 and x.is_integer(), "a whole number >= 2, got {}; 5 is typical"),
+    "c": _positive("1 is typical"),
+    "beta2": _fraction("0.99 is typical"),
+    "lr0": _nonnegative("1e-3 is typical"),
+    "alpha": _nonnegative("see the optimizer's docstring"),
+    "max_update": _positive("10 is typical"),
+    "warmup_steps": Check(lambda x: x >= 0 and x.is_integer(), "a whole number >= 0, got {}; the length of the run is typical"),
     "free_lr_scale": _nonnegative("1 for training from scratch, 0.1 for fine-tuning"),
+    "smoothness": _positive("the largest curvature of the expected loss"),
+    "mu": _nonnegative("the least curvature of the expected loss, 0 where it is not strongly convex"),
+    "growth": Check(lambda x: math.isfinite(x) and x >= 1, "a finite number >= 1, got {}; 1 is exact gradients"),
+    "gamma0": _positive("mu is typical, or smoothness where mu is 0"),
+    "primal_step": _positive("at most 1 / (6 tr H) for Gaussian features of covariance H"),
+    "dual_step": _positive("at least primal_step"),
+    "tail_start": Check(lambda x: x >= 0 and x.is_integer(), "a whole number >= 0, got {}; half of the steps is typical"),
 }
 
 
 def check(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless the value is a number that is legal for the hyperparameter ``name``."""
     _check(CHECKS[name], name, value)
+
+
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Raise ``ValueError`` unless the value is a finite number above 0, for rules that cannot do with 0 where others can."""
+    _check(_positive(remedy), name, value)
 
 
 def check_group(group: Mapping[str, Any], lengths: Mapping[str, int]) -> None:

@@ -5,7 +5,8 @@ A :class:`Kernel` is hashable and holds only fixed choices, which is what a comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,10 @@ class Kernel:
 
     def finish(self, x: Tensor, u: Tensor, s: Mapping[str, Tensor], new: dict[str, Tensor], c: Any) -> Tensor:
         """The point after the move; its average joins the new state."""
-        x = self.move(x, u, c, self.decays)
+        moved = self.move(x, u, c, self.decays)
+        if type(self.move).carry is not Move.carry:
+            new.update(self.move.carry(x, moved, new))
+        x = moved
         if self.average is not None:
             new["average"] = self.average(x, s["average"], c)
         return x
@@ -87,7 +91,7 @@ class Kernel:
         g = self.gradient(g, x, c)
         s = self.decode(pieces, x.dtype)
         u, new = self.direction(g, x, s, c)
-        return self.encode(new), u, [STATISTICS[name](g, u, x, s) for name in needs]
+        return self.encode(new), u, [STATISTICS[name](g, u, x, s, c) for name in needs]
 
     def second(self, c: Any, p: Tensor, u: Tensor, pieces: Pieces) -> list[Tensor | None]:
         """Of a step in two passes: the move."""
@@ -132,12 +136,17 @@ def run_eagerly(kernel: Kernel, c: Coefficients, p: Tensor, g: Tensor, pieces: P
     rows = max(1, CHUNK // numel_of_row(p)) if chunked else max(1, p.shape[0])
     alarms = []
     with overwriting():
-        for part in zip(*(t.split(rows) for t in (p, g, *pieces)), strict=True):
+        for part in zip(*parts(lambda t: t.split(rows), (p, g, *pieces))):  # noqa: B905 - numbers are repeated without end
             new, u = kernel.whole(c, part[0], part[1], part[2:])
             write((part[0], *part[2:]), new)
             alarm = kernel.alarm(part[0], u, part[1])  # while both are in the cache
             alarms += [] if alarm is None else [alarm]
     return torch.stack(alarms).sum() if alarms else None
+
+
+def parts(split: Callable[[Tensor], Sequence[Tensor]], tensors: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
+    """The parts of every tensor; a number of its own, which is not as long, is part of all."""
+    return (split(t) if len(t) == len(tensors[0]) else itertools.repeat(t) for t in tensors)
 
 
 def numel_of_row(p: Tensor) -> int:

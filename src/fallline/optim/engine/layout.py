@@ -49,6 +49,15 @@ def sharded_as(t: Tensor, p: Tensor) -> Tensor:
     return DTensor.from_local(t, q.device_mesh, q.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
+def shard(full: Tensor, p: Any) -> Tensor:
+    """This process's part of the whole tensor ``full``, cut as the DTensor ``p`` is."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    replicated = DTensor.from_local(full, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)
+    part: Tensor = replicated.redistribute(placements=p.placements).to_local()
+    return part
+
+
 def is_dense(t: Tensor) -> bool:
     """Whether ``t`` covers its memory without gaps or overlaps."""
     if t.is_contiguous():

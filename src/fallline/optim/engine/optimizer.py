@@ -7,7 +7,7 @@ one kernel runs per unit: ``p <- move(p, -step_size * direction(gradient))`` wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -21,8 +21,9 @@ from .alarms import Alarms, all_finite
 from .compiling import compilable, compiled, pack, run_compiled
 from .door import EngineOptions
 from .kernels import run_eagerly
+from .layout import local
 from .loading import load_state
-from .parts import Add, Average, Coefficients, Direction, Move, StepSize
+from .parts import Add, Average, Coefficients, Direction, Move, StepSize, View
 from .plan import Bucket, Member, Plan, Sentence, build, gradient_of
 from .reduction import reducing
 from .storage import Storage
@@ -54,6 +55,11 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     space: ClassVar[Mapping[str, Any]] = {}
+    positive: ClassVar[Mapping[str, str]] = {}
+    """Hyperparameters that may not be 0 in this rule, with the reason and what is typical."""
+
+    rearranges: ClassVar[bool] = False
+    """Whether :meth:`before_step` makes state that directions do not declare, so that nothing can be built around the rule."""
 
     def __init__(
         self,
@@ -87,6 +93,10 @@ class Optimizer(torch.optim.Optimizer):
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         """The direction of one parameter; rules that treat roles apart override this."""
         return self.direction
+
+    def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
+        """The move of one parameter; optimizers of parameters on different manifolds override this."""
+        return self.sentence.move
 
     def storage_for(self, p: Tensor, group: Mapping[str, Any]) -> Storage:
         """The storage of one parameter's state; optimizers that keep some parameters' state whole override this."""
@@ -128,10 +138,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         self._raise_found()
         self.before_step()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = self.evaluate(closure)
         plan = self._current_plan()
         try:
             self._take(plan, closure, loss)
@@ -163,11 +171,23 @@ class Optimizer(torch.optim.Optimizer):
         if self.nonfinite == "raise":
             self._alarms = Alarms(found, meshes)
 
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Fill the gradients and return the loss; rules that take their gradient from other points override this."""
+        return None if closure is None else closure()
+
     def before_step(self) -> None:
         """Called when a step begins; rules that rearrange their parameters override this, and leave :meth:`step` as it is."""
 
     def _needs(self) -> tuple[str, ...]:
         return self.sentence.step_size.needs if self.sentence.step_size is not None else ()
+
+    def measure(self, gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, dict[str, Tensor | float]]:
+        """The numbers (:attr:`.State.is_number`) of parameters from the first gradients they have; the rest of their state starts."""
+        return {}
+
+    def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
+        """Coefficients that depend on all gradients and states at once; the same for all parameters."""
+        return {}
 
     # one step
 
@@ -177,6 +197,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _move(self, buckets: list[Bucket], loss: Any) -> list[tuple[Tensor, Unit]]:
         values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
+        if type(self).share is not Optimizer.share:
+            shared = self.share([self._view(b, u) for b in buckets for u in b.units], loss)
+            values = [{**numbers, **shared} for numbers in values]
         if self.sentence.step_size is not None:
             cs = [Coefficients(v) for v in values]
             packed = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
@@ -184,17 +207,26 @@ class Optimizer(torch.optim.Optimizer):
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
             bucket.packed = None
-            for indices, unit in zip(bucket.indices, bucket.units, strict=True):
-                alarm = self._run(bucket, unit, numbers, indices)
+            for unit in bucket.units:
+                alarm = self._run(bucket, unit, numbers)
                 if alarm is not None:
                     found.append((alarm, unit))
         return found
 
-    def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float], indices: list[int]) -> Tensor | None:
+    def _view(self, bucket: Bucket, unit: Unit) -> View:
+        p = unit.load()
+        x = p.to(unit.working)
+        c = Coefficients({"weight_decay": float(bucket.group.get("weight_decay", 0.0))})
+        gradient = bucket.kernel.gradient(unit.pack(_gradients(unit)), x, c)
+        return View(gradient, bucket.kernel.decode(unit.pieces, x.dtype), bucket.step + 1)
+
+    def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float]) -> Tensor | None:
         p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
         elementwise = direction.scope == "elementwise"
-        if self.compile and elementwise and not direction.reduces and compilable(p):
-            signature = (g.dtype, torch.get_num_threads())
+        # A sum over a tensor is part of the kernel only where the kernel sees that tensor, the whole of it, and no other.
+        alone = len(unit.params) == 1 and not bucket.sharded_dims
+        if self.compile and elementwise and (alone or not direction.reduces) and compilable(p, direction.reduces):
+            signature = (g.dtype, torch.get_num_threads(), len(unit.params) == 1)
             function = bucket.compiled.get(signature)
             if function is None:
                 function = bucket.compiled[signature] = compiled(bucket.kernel, tuple(values), p, g, unit.pieces)
@@ -202,9 +234,9 @@ class Optimizer(torch.optim.Optimizer):
         else:
             c = Coefficients(values)
             if not elementwise:
-                c.indices = indices
+                c.indices = unit.indices
             chunked = elementwise and not direction.reduces
-            with reducing(bucket.summing(unit)) if direction.reduces else nullcontext():
+            with reducing(bucket.reduction(unit)) if direction.reduces else nullcontext():
                 alarm = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)
         unit.store(p)
         return alarm
@@ -254,9 +286,16 @@ class Optimizer(torch.optim.Optimizer):
                 else:
                     direction = self.direction_for(p, group)
                     door.check_parameter(self, index, p, direction)
-                    members.append(Member(index, p, group, direction, self.storage_for(p, group)))
+                    members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group)))
                     active.append(p)
                 index += 1
+        if type(self).measure is not Optimizer.measure:
+            starting = {p: gradient_of(p) for p in active if not self.state.get(p)}
+            if self.nonfinite == "skip" and not all_finite([local(g) for g in starting.values()], []):
+                # This step will be left out, and what is not finite must not be measured.
+                return Plan([], active, idle, self._signature(), self.state, 0, self._everything())
+            for p, numbers in self.measure(starting).items() if starting else ():
+                self.state[p].update({name: torch.as_tensor(x, dtype=torch.float64) for name, x in numbers.items()})
         keys = {id(group): self._hyperparameters(group) for group in self.param_groups}
         buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise")
         if self.sentence.step_size is not None and buckets:
@@ -282,8 +321,11 @@ class Optimizer(torch.optim.Optimizer):
 
     # extra oracles
 
-    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[str, Tensor]:
-        """Ask a realisation for an extra oracle at step ``t``; rules with a ``probe`` implement it."""
+    reevaluations: ClassVar[Mapping[str, str]] = {}
+    """Extra oracles that any closure can answer because they are gradients at another point, with their description."""
+
+    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
+        """Ask a realisation for an extra oracle at step ``t``, for every parameter; rules with a ``probe`` implement it."""
         raise NotImplementedError(f"{type(self).__name__} has no estimator of {oracle}")
 
     # answers

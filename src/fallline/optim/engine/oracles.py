@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from fallline.core.errors import MissingOracle
 
 from .kernels import write
+from .layout import is_sharded, local, shard
 from .parts import Coefficients
 from .plan import Bucket
 from .units import Unit
@@ -17,22 +20,55 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 
-def refuse(name: str, need: str) -> NoReturn:
-    """Say that a step needs more than it was given."""
-    raise MissingOracle(f"{name} needs {need} at this step: call step(objective(batch)), with objective = fl.Objective(model, loss)")
+def refuse(name: str, need: str, closure: bool = False) -> NoReturn:
+    """Say that a step needs more than it was given; whether a plain closure would do."""
+    plain = "step(closure) or " if closure else ""
+    raise MissingOracle(f"{name} needs {need} at this step: call {plain}step(objective(batch)), with objective = "
+                        "fl.Objective(model, loss)")
 
 
 def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[str, list[Bucket]]:
     """The oracles due at this step with the buckets that want them; refuses if the realisation cannot answer."""
     wanted: dict[str, list[Bucket]] = {}
     for bucket in buckets:
-        name = bucket.direction.probe(bucket.step + 1, bucket.group)
-        # With lr = 0 the estimate could not act; checkpoint tools take such a step to make state appear.
-        if name is not None and (realisation is not None or float(bucket.group["lr"]) != 0):
-            wanted.setdefault(name, []).append(bucket)
-    if wanted and not hasattr(realisation, "variables"):
-        refuse(type(optimizer).__name__, f"the curvature estimate {next(iter(wanted))!r}")
+        for name in bucket.direction.probe(bucket.step + 1, bucket.group):
+            if realisation is not None or acts([bucket.group]):
+                wanted.setdefault(name, []).append(bucket)
+    for name in wanted:
+        if name in optimizer.reevaluations and realisation is None:
+            refuse(type(optimizer).__name__, optimizer.reevaluations[name], closure=True)
+        if name not in optimizer.reevaluations and not hasattr(realisation, "variables"):
+            refuse(type(optimizer).__name__, f"the curvature estimate {name!r}")
     return wanted
+
+
+def acts(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a step of these groups moves anything: checkpoint tools take one with lr = 0 to make state appear."""
+    return any(float(group["lr"]) != 0 for group in groups)
+
+
+def place(p: Tensor, point: Tensor) -> None:
+    """Write a point to a parameter; of a sharded one whose state is whole, this process's part."""
+    if is_sharded(p) and not is_sharded(point):
+        local(p).copy_(shard(point.reshape(p.shape), p))
+    else:
+        p.copy_(point.reshape(p.shape))
+
+
+def gradients_at(points: Mapping[Tensor, Tensor], closure: Callable[[], Any]) -> dict[Tensor, Tensor]:
+    """Gradients with parameters moved to ``points`` and back; the closure evaluates one realisation, ``p.grad`` stays as it was."""
+    kept = {p: (p.detach().clone(), p.grad) for p in points}
+    try:
+        for p, point in points.items():
+            p.grad = None
+            place(p, point)
+        with torch.enable_grad():
+            closure()
+        return {p: torch.zeros_like(p) if p.grad is None else p.grad for p in points}
+    finally:
+        for p, (value, gradient) in kept.items():
+            p.copy_(value)
+            p.grad = gradient
 
 
 Answers = list[tuple[Bucket, Unit, str, Tensor]]
@@ -43,12 +79,11 @@ def ask(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any)
     answers = []
     for name, asking in wanted.items():
         estimates = optimizer.estimate(name, realisation, asking[0].step + 1)
-        by_parameter = {id(p): estimates[key] for key, p in realisation.variables.items() if key in estimates}
         for bucket in asking:
             for unit in bucket.units:
-                if any(id(p) not in by_parameter for p in unit.params):
+                if any(p not in estimates for p in unit.params):
                     refuse(type(optimizer).__name__, f"{name} of every parameter it optimizes")
-                answers.append((bucket, unit, name, unit.join([by_parameter[id(p)] for p in unit.params])))
+                answers.append((bucket, unit, name, unit.join([estimates[p] for p in unit.params])))
     return answers
 
 
@@ -57,3 +92,9 @@ def observe(optimizer: Optimizer, answers: Answers) -> None:
     for bucket, unit, name, value in answers:
         c = Coefficients(optimizer.coefficients(bucket.direction, bucket.group, bucket.step + 1))
         write(unit.pieces, bucket.kernel.observe(c, name, value, unit.pieces))
+
+
+def of_minimised(found: Mapping[Tensor, Tensor], groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, Tensor]:
+    """Gradients or curvature of what is minimised: where a group maximizes, that is the objective's negative."""
+    ascending = {id(p) for group in groups if group["maximize"] for p in group["params"]}
+    return {p: -h if id(p) in ascending else h for p, h in found.items()}

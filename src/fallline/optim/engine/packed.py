@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .layout import is_dense, local, sharded_as
+from .reduction import How
 from .state import State
 from .storage import Codec
 from .units import Entries, Unit
@@ -17,12 +18,13 @@ from .units import Entries, Unit
 class PackedUnit(Unit):
     """Many tensors in one buffer, each padded with zeros to a multiple of the storage's block."""
 
-    def __init__(self, params: list[Tensor], entries: Entries) -> None:
-        super().__init__(params, entries)
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int]) -> None:
+        super().__init__(params, entries, indices)
         device, dtype = self.locals[0].device, self.locals[0].dtype
         self.sizes = [-(-n // self.block) * self.block for n in self.lengths]
         self.offsets = _offsets(self.sizes)
         self.total = sum(self.sizes)
+        self.counts = torch.tensor(self.sizes, device=device)
         self.pads = [torch.zeros(s - n, dtype=dtype, device=device) for s, n in zip(self.sizes, self.lengths, strict=True)]
         self.padded = self.sizes != self.lengths
         self.flat = all(t.ndim == 1 for t in self.locals)
@@ -65,12 +67,11 @@ class PackedUnit(Unit):
         joined: Tensor = torch._C._nn.flatten_dense_tensors(self._interleaved(self.real(tensors)))
         return self.tiled(joined)
 
-    def segments(self, x: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in x.reshape(-1).split(self.sizes)])
+    def segments(self, x: Tensor, how: How = "sum") -> Tensor:
+        return torch.segment_reduce(x.reshape(-1), how, lengths=self.counts, initial=0.0, unsafe=True)
 
     def spread(self, values: Tensor) -> Tensor:
-        repeats = torch.tensor(self.sizes, device=values.device)
-        return self.tiled(values.repeat_interleave(repeats, output_size=self.total))
+        return self.tiled(values.repeat_interleave(self.counts, output_size=self.total))
 
     def allocate(self, declared: State, codec: Codec) -> tuple[Tensor, ...]:
         return codec.allocate(self.total, self.locals[0].device)

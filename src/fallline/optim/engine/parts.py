@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from .state import State, like, working_dtype
 
 Scalars = dict[str, float]
 Tensors = dict[str, Tensor]
+
+
+class View(NamedTuple):
+    """The gradient and the state of the parameters of one kernel call, as the rule sees them, at step ``t``."""
+
+    gradient: Tensor
+    state: Tensors
+    t: int
 
 
 class Coefficients:
@@ -43,12 +51,14 @@ class Direction:
     the engine likes. ``"matrix"``: all tensors of one shape stacked to ``(B, *view(shape))``; such rules run eagerly,
     so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer.
     ``reduces=True`` marks an elementwise rule that calls :func:`reduce` and must therefore see whole tensors.
+    ``brings_decay=True`` marks one whose coefficients contain a ``weight_decay`` of its own.
     """
 
     scope: ClassVar[Literal["elementwise", "matrix"]] = "elementwise"
     supports_complex: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
     is_gradient: ClassVar[bool] = False
+    brings_decay: ClassVar[bool] = False
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         """Host numbers of step ``t`` (from 1), computed once for a whole bucket."""
@@ -70,9 +80,9 @@ class Direction:
             columns *= n
         return (rows, columns)
 
-    def probe(self, t: int, group: Mapping[str, Any]) -> str | None:
-        """The name of an extra oracle that is due at step ``t``, or ``None``."""
-        return None
+    def probe(self, t: int, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of extra oracles that are due at step ``t``."""
+        return ()
 
     def observe(self, name: str, value: Tensor, s: Tensors, c: Any) -> Tensors:
         """The state after an extra oracle's result; entries left out keep their value."""
@@ -95,6 +105,54 @@ class Gradient(Direction):
 
 
 @dataclass(frozen=True)
+class Around(Direction):
+    """A direction made from another one: what a subclass does not say is the inner one's."""
+
+    inner: Direction
+
+    @property
+    def scope(self) -> Any:  # type: ignore[override]
+        """That of the inner direction."""
+        return self.inner.scope
+
+    @property
+    def supports_complex(self) -> bool:  # type: ignore[override]
+        """Whether the inner direction does."""
+        return self.inner.supports_complex
+
+    @property
+    def reduces(self) -> bool:  # type: ignore[override]
+        """Whether the inner direction does."""
+        return self.inner.reduces
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return self.inner.coefficients(group, t)
+
+    def init(self, p: Tensor) -> dict[str, State]:
+        return self.inner.init(p)
+
+    def view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.inner.view(shape)
+
+    def probe(self, t: int, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.inner.probe(t, group)
+
+    def observe(self, name: str, value: Tensor, s: Tensors, c: Any) -> Tensors:
+        return self.inner.observe(name, value, s, c)
+
+    def solution(self, p: Tensor, s: Tensors, c: Any) -> Tensor | None:
+        return self.inner.solution(p, s, c)
+
+
+def has_solution(direction: Direction) -> bool:
+    """Whether the rule's answer is another point than the parameters."""
+    while type(direction).solution is Around.solution:
+        assert isinstance(direction, Around)
+        direction = direction.inner
+    return type(direction).solution is not Direction.solution
+
+
+@dataclass(frozen=True)
 class Move:
     """``p - lr * u``; ``coupled`` adds ``weight_decay * p`` to the gradient first (L2 regularisation)."""
 
@@ -102,6 +160,10 @@ class Move:
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
         return add_scaled(p, -c.lr, u, out=over(p))
+
+    def carry(self, p: Tensor, moved: Tensor, new: Tensors) -> Tensors:
+        """State that belongs to the point, such as a tangent vector, brought from ``p`` to ``moved``; entries left out stay."""
+        return {}
 
 
 Add = Move
@@ -113,6 +175,14 @@ class Displace(Move):
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
         return torch.sub(p, u, out=over(p))
+
+
+@dataclass(frozen=True)
+class Replace(Move):
+    """``u`` itself, for directions that answer with the next point."""
+
+    def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
+        return u
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .kernels import Kernel
 from .layout import is_dense, is_sharded, local, sharding
 from .packed import PackedUnit
 from .parts import Average, Direction, Move, StepSize
+from .reduction import How, Reduction
 from .stacked import StackedUnit
 from .state import State, working_dtype
 from .storage import Codec, Storage
@@ -53,7 +54,6 @@ class Bucket:
     direction: Direction
     kernel: Kernel
     step: int
-    indices: list[list[int]] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     mesh: Any = None
@@ -61,16 +61,20 @@ class Bucket:
     compiled: dict[Any, Callable[..., Sequence[Tensor]]] = field(default_factory=dict)
     packed: Tensor | None = None
 
-    def summing(self, unit: Unit) -> Callable[[Tensor], Tensor]:
+    def reduction(self, unit: Unit) -> Reduction:
         """What :func:`.reduction.reduce` means for one unit."""
 
-        def total(x: Tensor) -> Tensor:
-            sums = unit.segments(x)
-            for dim in self.sharded_dims:
-                torch.distributed.all_reduce(sums, group=self.mesh.get_group(dim))
-            return unit.spread(sums)
+        def reduced(x: Tensor, how: How) -> Tensor:
+            return unit.spread(self.all_reduced(unit.segments(x, how), how))
 
-        return total
+        return reduced
+
+    def all_reduced(self, values: Tensor, how: How = "sum") -> Tensor:
+        """Sums or maxima over the processes among which the bucket's parameters are sharded."""
+        operation = torch.distributed.ReduceOp.MAX if how == "max" else torch.distributed.ReduceOp.SUM
+        for dim in self.sharded_dims:
+            torch.distributed.all_reduce(values, operation, group=self.mesh.get_group(dim))
+        return values
 
     def advance(self) -> None:
         """Count one step."""
@@ -119,12 +123,13 @@ gradient_of: Callable[[Tensor], Any] = attrgetter("grad")
 
 @dataclass(frozen=True)
 class Member:
-    """A parameter that takes the step: its position in the optimizer, its group, and the parts that may differ."""
+    """A parameter that takes the step: its position in the optimizer, its group, and the parts that may be its own."""
 
     index: int
     param: Tensor
     group: dict[str, Any]
     direction: Direction
+    move: Move
     storage: Storage
 
 
@@ -136,7 +141,7 @@ class _Placed(Member):
 
     def key(self, hyperparameters: Any) -> tuple[Any, ...]:
         device_dtype = (self.param.device, self.param.dtype)
-        return (hyperparameters, self.direction, self.entries, *device_dtype, sharding(self.param), self.step)
+        return (hyperparameters, self.direction, self.move, self.entries, *device_dtype, sharding(self.param), self.step)
 
 
 def _place(member: Member, sentence: Sentence, step: int) -> _Placed:
@@ -149,7 +154,7 @@ def _place(member: Member, sentence: Sentence, step: int) -> _Placed:
     entries = []
     for name, state in sentence.declare(direction, seen).items():
         codec = member.storage.codec(state, count, working)
-        if view is not None and codec.block > 1:
+        if state.is_number or (view is not None and codec.block > 1):
             codec = Codec(working)
         entries.append((name, state, codec))
     return _Placed(**vars(member), entries=tuple(entries), view=view, step=step)
@@ -174,10 +179,8 @@ def build(
     for found in sorted_.values():
         first = found[0]
         codecs = tuple((name, codec) for name, _, codec in first.entries)
-        decays = bool(first.group.get("weight_decay", 0.0))
-        kernel = Kernel(
-            first.direction, sentence.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch
-        )
+        decays = first.direction.brings_decay or bool(first.group.get("weight_decay", 0.0))
+        kernel = Kernel(first.direction, first.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch)
         bucket = Bucket(first.group, first.direction, kernel, first.step)
         placed = sharding(first.param)
         if placed:
@@ -211,20 +214,19 @@ def _stands_alone(member: _Placed) -> bool:
 
 
 def _add_unit(bucket: Bucket, members: list[_Placed], state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-    params = [m.param for m in members]
+    params, indices = [m.param for m in members], [m.index for m in members]
     first = members[0]
     unit: Unit
     if first.view is not None:
-        unit = StackedUnit(params, first.entries, first.view)
+        unit = StackedUnit(params, first.entries, indices, first.view)
     elif _stands_alone(first) or (len(members) == 1 and _simple(first)):
-        unit = FlatUnit(params, first.entries)
+        unit = FlatUnit(params, first.entries, indices)
     else:
-        unit = PackedUnit(params, first.entries)
+        unit = PackedUnit(params, first.entries, indices)
     states = [state[p] for p in params]
     for own, shown in zip(states, unit.adopt(states), strict=True):
         own.setdefault("step", bucket.step)
         own.update(shown)
-    bucket.indices.append([m.index for m in members])
     bucket.units.append(unit)
     bucket.states += states
 

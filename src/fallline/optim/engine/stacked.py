@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import is_sharded, numel
+from .layout import is_sharded, numel, shard
+from .reduction import How, batched
 from .state import State
 from .storage import Codec
 from .units import Entries, Unit
@@ -17,8 +18,8 @@ from .units import Entries, Unit
 class StackedUnit(Unit):
     """Tensors of one shape as a batch. Sharded ones are gathered, treated alike on all ranks, and cut again."""
 
-    def __init__(self, params: list[Tensor], entries: Entries, view: tuple[int, ...]) -> None:
-        super().__init__(params, entries)
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], view: tuple[int, ...]) -> None:
+        super().__init__(params, entries, indices)
         self.view = view
         self.full = [_full(p) for p in params] if is_sharded(params[0]) else self.locals
 
@@ -35,7 +36,7 @@ class StackedUnit(Unit):
     def store(self, p: Tensor) -> None:
         for new, target, param in zip(p.unbind(), self.locals, self.params, strict=True):
             if is_sharded(param):
-                target.copy_(_shard(new.reshape(param.shape), param))
+                target.copy_(shard(new.reshape(param.shape), param))
             elif new.data_ptr() != target.data_ptr():
                 target.copy_(new.reshape(target.shape))
 
@@ -44,8 +45,11 @@ class StackedUnit(Unit):
             return self._stack([_full(t) for t in tensors])
         return self._stack(self.real(tensors))
 
-    def segments(self, x: Tensor) -> Tensor:
-        return x.flatten(1).sum(1)
+    def segments(self, x: Tensor, how: How = "sum") -> Tensor:
+        return batched(x, how).view(-1)
+
+    def started(self, i: int, declared: State) -> Tensor:
+        return declared.start(self.seen(i), self.working, self.indices[i])
 
     def spread(self, values: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.view))
@@ -77,11 +81,3 @@ class StackedUnit(Unit):
 def _full(t: Any) -> Tensor:
     whole: Tensor = t.detach().full_tensor()
     return whole
-
-
-def _shard(full: Tensor, p: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor, Replicate
-
-    replicated = DTensor.from_local(full, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)
-    part: Tensor = replicated.redistribute(placements=p.placements).to_local()
-    return part

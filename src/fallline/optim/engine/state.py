@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Initial = float | Literal["parameter"] | Callable[[Tensor], Tensor]
+Initial = float | Literal["parameter"] | Callable[[Tensor, int], Tensor]
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,14 +30,15 @@ class State:
     Parameters
     ----------
     shape : tuple of int or None
-        ``None`` (default) means the shape of the parameter, the only choice in the elementwise scope. Directions of
-        the matrix scope may declare any shape; the engine puts the batch dimension before it.
+        ``None`` (default) means the shape of the parameter. In the elementwise scope the only other choice is ``()``, one number a
+        parameter, which rules read and never write (see :meth:`.Optimizer.measure`). Directions of the matrix scope may declare any
+        shape; the engine puts the batch dimension before it.
     dtype : torch.dtype or None
         A fixed precision that every storage must keep; ``None`` leaves it to the storage.
     nonnegative : bool
         Whether the entry never is negative, so that a quantising storage may spend no code on signs.
     initial : float, "parameter" or callable
-        The starting value: a constant, the parameter itself, or a function of it.
+        The starting value: a constant, the parameter itself, or a function of it and its position in the optimizer.
     """
 
     shape: tuple[int, ...] | None = None
@@ -45,10 +46,15 @@ class State:
     nonnegative: bool = False
     initial: Initial = field(default=0.0, compare=False)
 
-    def start(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+    @property
+    def is_number(self) -> bool:
+        """Whether there is one number a parameter."""
+        return self.shape == ()
+
+    def start(self, p: Tensor, dtype: torch.dtype, index: int = 0) -> Tensor:
         """The initial value for the plain tensor ``p``, in ``dtype``."""
         if callable(self.initial):
-            return self.initial(p).to(dtype)
+            return self.initial(p, index).to(dtype)
         if self.initial == "parameter":
             return p.detach().to(dtype, copy=True)
         shape = p.shape if self.shape is None else self.shape

@@ -7,6 +7,7 @@ device; pass 2 moves. If the direction is the gradient itself, nothing is stored
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from .kernels import write
 from .parts import Coefficients, StepSize
 from .plan import Bucket
+from .reduction import reducing, whole
+from .statistics import how
 from .units import Unit
 
 States = MutableMapping[Tensor, dict[str, Any]]
@@ -73,10 +76,11 @@ def step(
     sums: list[list[Tensor]] = []
     for bucket, c, unit in work:
         g, p = gradients[id(unit)], unit.load()
-        new, u, integrands = bucket.kernel.first(c, p, g, unit.pieces, needs)
+        with _reducing(bucket, unit):
+            new, u, integrands = bucket.kernel.first(c, p, g, unit.pieces, needs)
         write(unit.pieces, new)
         scratch.append(None if bucket.direction.is_gradient else u)
-        sums.append([_reduced(unit.segments(x), bucket) for x in integrands])
+        sums.append([bucket.all_reduced(unit.segments(x, how(n)), how(n)) for n, x in zip(needs, integrands, strict=True)])
     multipliers = _multipliers(rule, work, needs, sums, scalars, loss)
     alarms = []
     for (bucket, c, unit), kept, multiplier in zip(work, scratch, multipliers, strict=True):
@@ -94,10 +98,8 @@ def step(
     return alarms
 
 
-def _reduced(x: Tensor, bucket: Bucket) -> Tensor:
-    for dim in bucket.sharded_dims:
-        torch.distributed.all_reduce(x, group=bucket.mesh.get_group(dim))
-    return x
+def _reducing(bucket: Bucket, unit: Unit) -> AbstractContextManager[None]:
+    return reducing(bucket.reduction(unit)) if bucket.direction.reduces else nullcontext()
 
 
 def _multipliers(
@@ -118,7 +120,7 @@ def _multipliers(
         return result
     s = scalars[0]
     home = next(iter(s.values())) if s else sums[0][0]
-    totals = {n: torch.stack([own[i].sum().to(home) for own in sums]).sum() for i, n in enumerate(needs)}
+    totals = {n: whole(torch.stack([whole(own[i], how(n)).to(home) for own in sums]), how(n)) for i, n in enumerate(needs)}
     multiplier, new = rule(totals | {n: x.to(home) for n, x in extra.items()}, s, SimpleNamespace(**vars(work[0][1])))
     write([s[name] for name in new], list(new.values()))
     return [multiplier.to(unit.working) for _, _, unit in work]

@@ -10,12 +10,13 @@ State lives in the unit's own layout for good; ``optimizer.state[p]`` shows view
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .layout import flat, flat_as, is_dense, is_sharded, local, local_gradient, sharded_as
+from .layout import flat, flat_as, is_dense, is_sharded, local, local_gradient, shard, sharded_as
+from .reduction import How, whole
 from .state import State, working_dtype
 from .storage import Codec
 
@@ -28,14 +29,16 @@ class Unit:
     Attributes
     ----------
     params : list of Tensor
+    indices : list of int
+        Their positions in the optimizer.
     pieces : tuple of Tensor
         The encoded state, in the order of the entries.
     lengths : list of int
         Elements of every parameter inside ``p``, for reductions.
     """
 
-    def __init__(self, params: list[Tensor], entries: Entries) -> None:
-        self.params = params
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int]) -> None:
+        self.params, self.indices = params, indices
         self.entries = entries
         self.working = working_dtype(params[0].dtype)
         self.locals = [local(p) for p in params]
@@ -64,8 +67,8 @@ class Unit:
         """A flat tensor as rows of one quantisation block, where there are any."""
         return t.view(-1, self.block) if self.block > 1 else t
 
-    def segments(self, x: Tensor) -> Tensor:
-        """Sums of ``x`` over every parameter, ``(len(params),)``."""
+    def segments(self, x: Tensor, how: How = "sum") -> Tensor:
+        """Sums (or maxima) of ``x`` over every parameter, ``(len(params),)``."""
         raise NotImplementedError
 
     def spread(self, values: Tensor) -> Tensor:
@@ -83,6 +86,9 @@ class Unit:
         shown: list[dict[str, Tensor]] = [{} for _ in self.params]
         pieces: list[Tensor] = []
         for name, declared, codec in self.entries:
+            if declared.is_number and self.holds_numbers:
+                pieces.append(self.adopt_numbers(name, declared, codec, states, shown))
+                continue
             buffers = self.allocate(declared, codec)
             for i, state in enumerate(states):
                 views = self.views(i, buffers, codec)
@@ -91,6 +97,17 @@ class Unit:
             pieces += [self.tile_piece(b, j) for j, b in enumerate(buffers)]
         self.pieces = tuple(pieces)
         return shown
+
+    holds_numbers: ClassVar[bool] = True
+
+    def adopt_numbers(self, name: str, declared: State, codec: Codec, states: Sequence[Mapping[str, Any]],
+                      shown: list[dict[str, Tensor]]) -> Tensor:
+        """One number a parameter, as the kernel takes it; rules read such entries and never write them."""
+        values = torch.empty(len(self.params), dtype=codec.dtype, device=self.locals[0].device)
+        for i, state in enumerate(states):
+            values[i] = state[name] if name in state else float(declared.start(self.locals[i], codec.dtype))
+            shown[i][name] = values[i]
+        return self.spread(values).reshape(-1)
 
     def tile_piece(self, buffer: Tensor, index: int) -> Tensor:
         """The buffer as the kernel takes it; scales (index 1) stay one number a block."""
@@ -141,7 +158,7 @@ class Unit:
         elif declared.initial == 0.0:
             return
         else:
-            start = self.plain_state(i, declared.start(self.seen(i), self.working), declared)
+            start = self.plain_state(i, self.started(i, declared), declared)
         self.encode_into(views, start.to(self.working), codec)
 
     def _check_loaded(
@@ -154,6 +171,14 @@ class Unit:
                     f"the loaded state {name + piece!r} has {local(value).numel()} numbers where the parameter with shape "
                     f"{tuple(self.params[i].shape)} needs {view.numel()}; load it into the model and optimizer that saved it"
                 )
+
+    def started(self, i: int, declared: State) -> Tensor:
+        """The initial value for parameter ``i``; of a sharded one, this process's part of it."""
+        p = self.params[i]
+        if callable(declared.initial) and is_sharded(p):
+            everything = torch.empty(p.shape, dtype=self.working, device=self.locals[i].device)
+            return shard(declared.start(everything, self.working, self.indices[i]), p)
+        return declared.start(self.seen(i), self.working, self.indices[i])
 
     def seen(self, i: int) -> Tensor:
         """Parameter ``i`` as the direction's ``init`` sees it."""
@@ -174,8 +199,8 @@ class Unit:
 class FlatUnit(Unit):
     """One tensor; its length is a multiple of the storage's block."""
 
-    def __init__(self, params: list[Tensor], entries: Entries) -> None:
-        super().__init__(params, entries)
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int]) -> None:
+        super().__init__(params, entries, indices)
         self.dense, self.contiguous = is_dense(self.locals[0]), self.locals[0].is_contiguous()
         self.like = self.locals[0] if self.dense else torch.empty(self.locals[0].shape, device="meta")
         if self.dense:
@@ -192,8 +217,8 @@ class FlatUnit(Unit):
         (t,) = self.real(tensors)
         return self.tiled(t.view(-1) if self.contiguous and t.is_contiguous() else flat_as(t, self.like))
 
-    def segments(self, x: Tensor) -> Tensor:
-        return x.sum().reshape(1)
+    def segments(self, x: Tensor, how: How = "sum") -> Tensor:
+        return whole(x, how).reshape(1)
 
     def spread(self, values: Tensor) -> Tensor:
         return values[0]

@@ -1,0 +1,94 @@
+"""Gradient regularisation by a second evaluation of the same realisation, over any rule.
+
+    forward    g + γ (∇L(θ + ε g) − g) / ε             backward    g + γ (g − ∇L(θ − ε g)) / ε
+    double     g + γ H g                                flooding    g where L ≥ b, −g below
+
+with g = ∇L(θ): gradients of L + (γ / 2) ‖∇L‖², exactly or up to O(ε). γ = ε in forward form is SAM without normalisation, ∇L(θ + ε g).
+
+Karakida, Takase, Hayase, Osawa: Understanding Gradient Regularization in Deep Learning, ICML 2023, arXiv 2210.02720.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fallline.core.registry import register
+from fallline.core.space import LogUniform, Range
+from fallline.optim.engine.hyperparameters import check_positive
+from fallline.optim.engine.oracles import acts, gradients_at, refuse
+from fallline.optim.engine.over import Base, Over
+from fallline.optim.survey import SGD
+
+MODES = ("forward", "backward", "double", "flooding")
+
+
+@register("grad-reg")
+class GradReg(Over):
+    """Steps of a base rule along g + γ (∇L(θ + ε g) − g) / ε, the gradient of L + (γ / 2) ‖∇L‖² up to O(ε).
+
+    Needs the loss again at another point: ``opt.step(objective(x, y))``, whose dropout masks are the same for both and whose batch
+    statistics move once, or any closure that evaluates the same batch whenever it is called; ``"double"`` needs ``objective(x, y)``.
+    The weights come back exactly. ``"forward"`` and ``"backward"`` cost two gradients, ``"double"`` one and a Hessian-vector product.
+    The ascent is not normalised; γ L₂ η must stay below 1 for the largest curvature L₂.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or dict
+    base : str or class, default SGD
+        Any rule of the library.
+    gamma : float, default 0.01
+        γ.
+    eps : float, default 0.05
+        ε, the length of the ascent in units of g. (A base's own ``eps`` stays at its default; use ``base=functools.partial(…)``.)
+    mode : {"forward", "backward", "double", "flooding"}, default "forward"
+    level : float, default 0
+        b of flooding, |L − b| + b: below it the step goes uphill. γ and ε have no part in it: alternating steps of length η around b
+        are what the other modes do with ε = η.
+    **hyperparameters
+        Of the base; and ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
+    """
+
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0), "gamma": LogUniform(1e-4, 1.0)}
+
+    def __init__(self, params: Any, base: Base = SGD, gamma: float = 0.01, eps: float = 0.05,
+                 mode: Literal["forward", "backward", "double", "flooding"] = "forward", level: float = 0.0,
+                 **hyperparameters: Any) -> None:
+        check_positive("gamma", gamma, "0.01 is typical")
+        check_positive("eps", eps, "0.05 is typical")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        self.gamma, self.eps, self.mode, self.level = gamma, eps, mode, level
+        super().__init__(params, base, hyperparameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ("gamma", "eps", "mode", "level")}}
+
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None or (self.mode == "double" and not hasattr(closure, "hvp")):
+            if not acts(self.param_groups):
+                return None if closure is None else closure()
+            refuse("GradReg", "Hessian-vector products" if closure is not None else "the loss again at another point",
+                   closure=self.mode != "double")
+        loss = closure()
+        gradients = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
+        with torch.no_grad():
+            for p, g in self._regularised(gradients, closure, loss).items():
+                p.grad = g
+        return loss
+
+    def _regularised(self, gradients: Mapping[Tensor, Tensor], closure: Any, loss: Any) -> dict[Tensor, Tensor]:
+        if self.mode == "flooding":
+            sign = torch.where(torch.as_tensor(loss) < self.level, -1.0, 1.0)
+            return {p: g * sign.to(g) for p, g in gradients.items()}
+        if self.mode == "double":
+            names = {id(p): name for name, p in closure.variables.items()}
+            direction = {name: gradients.get(p, torch.zeros_like(p)) for name, p in closure.variables.items()}
+            curved = closure.hvp(None, direction)
+            return {p: g + self.gamma * curved[names[id(p)]] for p, g in gradients.items()}
+        reach = self.eps if self.mode == "forward" else -self.eps
+        there = gradients_at({p: p + reach * g for p, g in gradients.items()}, closure)
+        return {p: g + self.gamma / reach * (there[p] - g) for p, g in gradients.items()}

@@ -1,0 +1,122 @@
+"""Riemannian Adam and Adagrad, on geoopt's manifolds.
+
+    m ← β₁ τ + (1 − β₁) g;   v ← β₂ v + (1 − β₂) ‖g‖²_x;   v̂ ← max(v̂, v);   x⁺ = exp_x(−η m / (√v̂ + ε));   τ = m carried to x⁺
+
+g is the Riemannian gradient, and there is one v for each component of the product. Bécigneul, Ganea: Riemannian Adaptive Optimization
+Methods, ICLR 2019, arXiv 1810.00760.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
+
+from torch import Tensor
+
+from fallline.core.registry import register
+from fallline.core.space import LogUniform, Range
+from fallline.optim.directions.riemannian import (
+    Geodesic,
+    LargestRiemannianMoments,
+    OnManifold,
+    Retraction,
+    RiemannianMoments,
+    RiemannianSum,
+)
+from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.parts import Direction, Move
+
+
+def _geoopt() -> Any:
+    try:
+        import geoopt
+    except ImportError as error:
+        raise ImportError("Riemannian optimizers need geoopt's manifolds: pip install 'fallline[manifolds]'") from error
+    return geoopt
+
+
+class _Riemannian(Optimizer):
+    """What both share: each parameter's manifold, checked at the first step, and the move along it."""
+
+    positive: ClassVar[Mapping[str, str]] = {"eps": "components without gradient would be 0 / 0; 1e-10 is typical"}
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0)}
+
+    def _start(self, retraction: bool) -> None:
+        self.retraction = retraction
+        self._euclidean = _geoopt().Euclidean()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "retraction": self.retraction, "_euclidean": self._euclidean}
+
+    def rule(self, manifold: Any) -> OnManifold:
+        """The direction on a manifold."""
+        raise NotImplementedError
+
+    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
+        return self.rule(getattr(p, "manifold", self._euclidean))
+
+    def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
+        return (Retraction if self.retraction else Geodesic)(getattr(p, "manifold", self._euclidean))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for index, p in enumerate(self.param_groups[-1]["params"]):
+            manifold = getattr(p, "manifold", None)
+            if manifold is None:
+                continue
+            inside, why = manifold.check_point_on_manifold(p.detach(), explain=True)
+            if not inside:
+                raise ValueError(f"{type(self).__name__}: parameter number {index} of its group with shape {tuple(p.shape)} is not on "
+                                 f"its manifold {manifold.name}: {why}; project it first, with p.proj_() or "
+                                 "manifold.projx(x)")
+
+
+@register("riemannian-adam")
+class RiemannianAdam(_Riemannian):
+    """x⁺ = exp_x(−η m / (√v̂ + ε)), m ← β₁ τ + (1 − β₁) g, v ← β₂ v + (1 − β₂) ‖g‖²_x, v̂ ← max(v̂, v), τ = m carried to x⁺.
+
+    One v for each component: a point of a sphere or a ball (rows of a table of embeddings), an entry of a plain parameter, which is a
+    product of lines, where the rule is AMSGrad without debiasing. ``amsgrad=False`` debiases m and v instead (RAdam).
+    ``geoopt.optim.RiemannianAdam`` debiases in both cases.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or dict
+        ``geoopt.ManifoldParameter(data, manifold)`` and plain parameters, mixed as you like.
+    lr : float, default 1e-3
+    betas : pair of float, default (0.9, 0.999)
+    eps : float, default 1e-10
+    amsgrad : bool, default True
+    retraction : bool, default False
+        The manifold's retraction in place of the exponential map.
+    weight_decay : float, default 0
+        Added to the Euclidean gradient.
+    **options
+        ``nonfinite``, ``maximize``, ``storage`` of the engine; the rule runs eagerly.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-10,
+                 amsgrad: bool = True, retraction: bool = False, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
+        self._start(retraction)
+        self.amsgrad = amsgrad
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, self.rule(self._euclidean), defaults, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "amsgrad": self.amsgrad}
+
+    def rule(self, manifold: Any) -> OnManifold:
+        return (LargestRiemannianMoments if self.amsgrad else RiemannianMoments)(manifold)
+
+
+@register("riemannian-adagrad")
+class RiemannianAdagrad(_Riemannian):
+    """v ← v + ‖g‖²_x;  x⁺ = exp_x(−η g / (√v + ε)). Parameters as in ``RiemannianAdam``, without ``betas`` and ``amsgrad``."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, eps: float = 1e-10, retraction: bool = False, weight_decay: float = 0.0,
+                 **options: Unpack[EngineOptions]) -> None:
+        self._start(retraction)
+        super().__init__(params, self.rule(self._euclidean), {"lr": lr, "eps": eps, "weight_decay": weight_decay}, **options)
+
+    def rule(self, manifold: Any) -> OnManifold:
+        return RiemannianSum(manifold)
