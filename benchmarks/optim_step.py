@@ -19,20 +19,13 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from figures import Goal, Table
 from harness import Contestant, Operation, Options, fresh, peer, race, run
 
 import fallline.optim as optim
-from fallline.optim.directions.averages import Averaged, WithSlowAverage
-from fallline.optim.directions.scalings import DebiasedSquares
-from fallline.optim.engine.arithmetic import blend
-from fallline.optim.engine.parts import DecoupledDecay, Direction
-from fallline.optim.engine.state import State, like
 
 Shapes = list[tuple[int, ...]]
 
@@ -63,8 +56,8 @@ CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimize
     "adamw, ignore": lambda p: optim.AdamW(p, nonfinite="ignore"),
     "lion": lambda p: optim.Lion(p),
     "lion compiled": lambda p: optim.Lion(p, compile=True),
-    "two averages": lambda p: TwoAverages(p),
-    "two averages compiled": lambda p: TwoAverages(p, compile=True),
+    "ademamix": lambda p: optim.AdEMAMix(p),
+    "ademamix compiled": lambda p: optim.AdEMAMix(p, compile=True),
     "adam-8bit compiled": lambda p: optim.Adam8bit(p, compile=True),
     "pytorch-optimizer Lion": lambda p: peer("pytorch_optimizer", "Lion")(p),
     "pytorch-optimizer Lion foreach": lambda p: peer("pytorch_optimizer", "Lion")(p, foreach=True),
@@ -82,14 +75,14 @@ GOALS: dict[str, list[Goal]] = {
     "35 M in 50 tensors": [
         Goal("adamw compiled", "ratio", 1.05, "the same seven words as the fused kernel"),
         Goal("lion compiled", "ratio", 0.75, "five words of seven"),
-        Goal("two averages compiled", "ratio", 1.35, "nine words of seven"),
+        Goal("ademamix compiled", "ratio", 1.35, "nine words of seven"),
         Goal("adam-8bit compiled", "ratio", 1.0, "its paper reports faster steps than 32 bits; it moves four words of seven"),
         Goal("adam-8bit compiled", "state bytes a parameter", 2.1, "two bytes, scales, and what is too small to quantise"),
         Goal("adamw", "ratio", "torch AdamW foreach", "the peer without a compiler"),
         Goal("lion", "ratio", "pytorch-optimizer Lion foreach", "the peer without a compiler"),
-        Goal("two averages", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
+        Goal("ademamix", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
         Goal("adamw compiled", "ratio", "HeavyBall AdamW", "the peer that compiles"),
-        Goal("two averages compiled", "ratio", "HeavyBall AdEMAMix", "the peer that compiles"),
+        Goal("ademamix compiled", "ratio", "HeavyBall AdEMAMix", "the peer that compiles"),
         Goal("adam-8bit compiled", "ratio", "bitsandbytes AdamW8bit", "the peer with 8 bits"),
         Goal("adamw compiled", FIRST, 7.0, "compilation must not take longer than the experiment"),
         Goal("adamw compiled", NEXT, 0.05, "a rule is compiled once for all models"),
@@ -98,38 +91,9 @@ GOALS: dict[str, list[Goal]] = {
         Goal("adamw compiled", "ratio", 0.25, "many small tensors are packed into one"),
         Goal("adamw", "ratio", "torch AdamW foreach", "the peer without a compiler"),
         Goal("lion", "ratio", "pytorch-optimizer Lion foreach", "the peer without a compiler"),
-        Goal("two averages", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
+        Goal("ademamix", "ratio", "pytorch-optimizer AdEMAMix foreach", "the peer without a compiler"),
     ],
 }
-
-
-@dataclass(frozen=True)
-class FastAndSlow(Direction):
-    """u = (m̂ + α s) / (√v̂ + ε) with a fast average m and a slow one s: the words that AdEMAMix moves, without its schedules."""
-
-    fast: Averaged = field(default_factory=Averaged)
-    below: DebiasedSquares = field(default_factory=DebiasedSquares)
-
-    def coefficients(self, group: Mapping[str, Any], t: int) -> dict[str, float]:
-        own = {"debias1": self.fast.scale(group, t), "debias2": 1 / self.below.scale(group, t), "slow": 1e-4, "alpha": 5.0}
-        return {**self.fast.coefficients(group, t), **self.below.coefficients(group, t), **own}
-
-    def init(self, p: torch.Tensor) -> dict[str, State]:
-        return {**self.fast.init(p), **self.below.init(p), "slow_avg": like(p)}
-
-    def __call__(self, g: torch.Tensor, p: torch.Tensor, s: Any, c: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        m, new = self.fast(g, s, c)
-        root, more = self.below(g, s, c)
-        slow = blend(s["slow_avg"], g, c.slow)
-        return (m * c.debias1 + slow * c.alpha) / root * c.debias2, {**new, **more, "slow_avg": slow}
-
-
-class TwoAverages(optim.Optimizer):
-    """AdEMAMix-like, for the time it takes."""
-
-    def __init__(self, params: Any, **options: Any) -> None:
-        defaults = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
-        super().__init__(params, FastAndSlow(), defaults, move=DecoupledDecay(), **options)
 
 
 class Stepping:
@@ -152,9 +116,9 @@ class Stepping:
         return Operation(self.optimizer.step, self.give_gradients)
 
 
-def state_bytes(name: str, shapes: Shapes) -> float | None:
+def state_bytes_of(make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], shapes: Shapes) -> float | None:
     """Bytes a parameter of all state tensors after a step; None for libraries that keep theirs out of sight."""
-    stepping = Stepping(CONTESTANTS[name], shapes)
+    stepping = Stepping(make, shapes)
     stepping.operation.seconds()
     entries = [t for state in stepping.optimizer.state.values() for t in state.values()]
     size = sum(t.nbytes for t in entries if isinstance(t, torch.Tensor) and t.ndim)
@@ -170,7 +134,7 @@ def first_steps(name: str, shapes: Shapes, threads: int) -> tuple[float, float]:
 
 def figures(name: str, shapes: Shapes, options: Options) -> dict[str, float | None]:
     """The further figures of a row; the first step on the large model only."""
-    found = {"state bytes a parameter": state_bytes(name, shapes)}
+    found = {"state bytes a parameter": state_bytes_of(CONTESTANTS[name], shapes)}
     if options.quick or len(shapes) >= MANY:
         return found
     cold, cached = zip(*(process_pair(name, shapes, options.threads) for _ in range(PROCESS_PAIRS)), strict=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_most, claim, exactly, recorded
+from fallline.claims._text import text_model
 from fallline.claims._tuning import best_loss, cosine, spaced, state_bytes
-from fallline.core.keys import Key
 from fallline.optim import AdamW, Lion
-from fallline.problems.text import Decoder, token_loss
 
 PAPER = Paper(
     slug="lion",
@@ -22,32 +18,8 @@ PAPER = Paper(
     headline="up to 2 % more accuracy for ViT on ImageNet and up to 5 times less compute on JFT; 88.3 % zero-shot and 91.1 % "
     "fine-tuned on ImageNet; up to 2.3 times less compute for diffusion models; the gain grows with the batch size",
 )
-VOCABULARY, CONTEXT = 64, 16
 # The paper's rule: a fifth of AdamW's learning rate, five times its decay.
 SIDES = {"AdamW": (AdamW, {"weight_decay": 0.01}, spaced(1e-2, 3, 4)), "Lion": (Lion, {"weight_decay": 0.05}, spaced(2e-3, 3, 4))}
-
-
-def markov_text(length: int, key: Key) -> Tensor:
-    """Seven symbols in ten follow from the one before by a fixed permutation, the others are drawn from Zipf's law."""
-    generator = key.generator()
-    follows = torch.randperm(VOCABULARY, generator=generator).tolist()
-    frequencies = 1 / torch.arange(1, VOCABULARY + 1, dtype=torch.float64)
-    drawn = torch.multinomial(frequencies, length, replacement=True, generator=generator).tolist()
-    kept = (torch.rand(length, generator=generator) < 0.7).tolist()
-    text = [drawn[0]]
-    for symbol, keep in zip(drawn[1:], kept[1:], strict=True):
-        text.append(follows[text[-1]] if keep else symbol)
-    return torch.tensor(text)
-
-
-def text_model(seed: int, width: int, depth: int, batch: int) -> fl.Training:
-    """A decoder on 40,000 symbols, validated on 8,000 more."""
-    windows = markov_text(48_000, Key(seed).fold("text")).unfold(0, CONTEXT + 1, 1)
-    train, valid = windows[:40_000], windows[40_000::CONTEXT]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Key(seed).fold("weights").integer())
-        model = Decoder(VOCABULARY, CONTEXT, width, heads=4, depth=depth)
-    return fl.Training(model, token_loss, (train[:, :-1], train[:, 1:]), validation=(valid[:, :-1], valid[:, 1:]), batch_size=batch)
 
 
 def best_losses(problem: fl.Training, samples: int, key: int) -> dict[str, float]:

@@ -77,6 +77,16 @@ def space(name: str) -> Mapping[str, Range]:
     return dict(getattr(lookup(name), "space", {}))
 
 
+def order(name: str) -> int:
+    """Return the highest derivatives the method asks for: 0 values, 1 gradients, 2 curvature."""
+    cls = lookup(name)
+    if issubclass(cls, torch.optim.Optimizer):
+        return int(getattr(cls, "order", 1))
+    if {"hvp", "hessian"} & set(cls.needs):
+        return 2
+    return int(any("gradient" in need for need in cls.needs))
+
+
 def method(name: str, **hyperparameters: Any) -> Method:
     """Return the Method of that name; an optimizer comes wrapped in ``Train``."""
     cls = lookup(name)

@@ -1,4 +1,4 @@
-"""Which methods take part: those that are named, or all registered ones, or a room's, that fit the problem."""
+"""Which methods take part: those that are named, or all registered ones, those of first order, or a room's, that fit the problem."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def fitting(problem: Problem, names: Iterable[str]) -> list[str]:
 
 
 def chosen(methods: str | Iterable[str | Contender | type], problem: Problem) -> list[str | Contender | type]:
-    """Replace ``"all"``, and the name of a room, by the registered methods there that fit the problem."""
-    rooms = registry.rooms()
+    """Replace ``"all"``, ``"all-first-order"`` and the name of a room by the registered methods there that fit the problem."""
+    names = registry.names()
+    groups = {"all": names, "all-first-order": [name for name in names if registry.order(name) == 1], **registry.rooms()}
     found: list[str | Contender | type] = []
     for method in [methods] if isinstance(methods, str) else methods:
-        wide = isinstance(method, str) and (method == "all" or method in rooms)
-        some = fitting(problem, registry.names() if method == "all" else rooms[method]) if wide else [method]  # type: ignore[index]
+        wide = isinstance(method, str) and method in groups
+        some = fitting(problem, groups[method]) if wide else [method]  # type: ignore[index]
         if not some:
             raise StudyError(f"no registered method of {method!r} can solve problem {problem.name!r}; `fallline papers` lists them")
         found += [entry for entry in some if entry not in found] if wide or isinstance(method, str) else some

@@ -58,6 +58,8 @@ class Optimizer(torch.optim.Optimizer):
     positive: ClassVar[Mapping[str, str]] = {}
     """Hyperparameters that may not be 0 in this rule, with the reason and what is typical."""
 
+    order: ClassVar[int] = 1
+    """The highest derivatives it asks for: 1, gradients; 2, curvature."""
     rearranges: ClassVar[bool] = False
     """Whether :meth:`before_step` makes state that directions do not declare, so that nothing can be built around the rule."""
 
