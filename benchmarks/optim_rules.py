@@ -2,10 +2,10 @@
 
     python benchmarks/optim_rules.py [--repeats 15] [--threads 2] [--quick]
 
-As in ``optim_step.py``, which also measures first steps: every contestant takes turns with ``torch.optim.AdamW(fused=True)`` on four GPT
-blocks (35 M parameters in 50 tensors) and on 600 tensors of 1,000. A fused AdamW moves seven words a parameter; a compiled rule's goal is
-1.15 times its own words over seven, and the best of its peers; an eager rule's goal is the best of the peers without a compiler. A rule
-that needs a sum or a maximum over each tensor reads what goes into it once more, which counts.
+As in ``optim_step.py``, which also measures first steps: every contestant takes turns with ``torch.optim.AdamW(fused=True)`` on four
+GPT blocks (35 M parameters in 50 tensors) and on 600 tensors of 1,000. A fused AdamW moves seven words a parameter; a compiled rule's
+goal is 1.15 times its own words over seven, and the best of its peers; an eager rule's goal is the best of the peers without a
+compiler. A rule that needs a sum or a maximum over each tensor reads what goes into it once more, which counts.
 """
 
 from __future__ import annotations

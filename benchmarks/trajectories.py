@@ -49,8 +49,8 @@ def pytorch_optimizer(name: str, **settings: Any) -> Make:
 
 
 MARS: dict[str, Any] = {"lr": 3e-3, "gamma": 0.025, "lr_1d": 3e-3}
-FIRST_STEP = ("takes 0 for the gradient before the first one, as the authors' code does: the first gradient is 1 + γ β₁ / (1 − β₁) times as "
-              "long before it is clipped")
+FIRST_STEP = ("takes 0 for the gradient before the first one, as the authors' code does: the first gradient is 1 + γ β₁ / (1 − β₁) "
+              "times as long before it is clipped")
 PAIRS = [
     Pair("Adam", lambda p: optim.Adam(p), "torch `Adam`", lambda p: torch.optim.Adam(p)),
     Pair("AdamW", lambda p: optim.AdamW(p), "torch `AdamW`", lambda p: torch.optim.AdamW(p)),
@@ -75,15 +75,16 @@ PAIRS = [
          "takes max(√v̂, ε) in place of √v̂ + ε, and reckons in float32"),
     Pair("Gravity, α = 0", lambda p: optim.Gravity(p, alpha=0.0), "pytorch-optimizer `Gravity`",
          pytorch_optimizer("Gravity", lr=0.1, alpha=0.0),
-         "counts steps from 1, as the authors' PyTorch code does; their Keras code, behind the paper's figures, counts from 0, as ours"),
+         "counts steps from 1, as the authors' PyTorch code does; their Keras code, which made the paper's figures, counts from 0"),
     Pair("MARS", lambda p: optim.MARS(p), "pytorch-optimizer `MARS`", pytorch_optimizer("MARS", **MARS), FIRST_STEP),
     Pair("MARS, Lion", lambda p: optim.MARS(p, variant="lion"), "pytorch-optimizer `MARS`",
          pytorch_optimizer("MARS", mars_type="lion", **MARS), FIRST_STEP),
     Pair("MARS, Shampoo", lambda p: optim.MARS(p, variant="shampoo"), "pytorch-optimizer `MARS`",
-         pytorch_optimizer("MARS", mars_type="shampoo", **MARS), FIRST_STEP + "; its Newton-Schulz iteration runs in bfloat16", matrices=True),
+         pytorch_optimizer("MARS", mars_type="shampoo", **MARS), FIRST_STEP + "; its Newton-Schulz iteration runs in bfloat16",
+         matrices=True),
     Pair("SGD-SaI", lambda p: optim.SGDSaI(p), "pytorch-optimizer `SGDSaI`", pytorch_optimizer("SGDSaI"),
-         "does not divide the scales by the largest, as the authors' code does not; takes ‖g‖ alone for vectors; starts the average at 0 "
-         "where the authors start it at the first gradient"),
+         "does not divide the scales by the largest, as the authors' code does not; takes ‖g‖ alone for vectors; starts the average "
+         "at 0 where the authors start it at the first gradient"),
     Pair("Riemannian Adam", lambda p: optim.RiemannianAdam(p), "geoopt `RiemannianAdam`, amsgrad",
          lambda p: peer("geoopt.optim", "RiemannianAdam")(p, eps=1e-10, amsgrad=True),
          "debiases m and v with amsgrad as well; the paper's RAMSGrad debiases neither"),
@@ -93,11 +94,11 @@ PAIRS = [
 
 HEAD = """# Peers, step by step
 
-The same rule under the same name is not always the same in two libraries. Here a network of 64-64-64-10 units is trained by our rule and by
-a peer's, in float64, from the same weights, on the same batches, at settings that mean the same. The columns are the distance between the
-two after so many steps, relative to the distance that ours have come: below 1e-9 the rules are the same, at 1 the weights have nothing in
-common. Where the two differ, the last column says what the peer does that the paper does not, or the other way round; ours are checked in
-the tests against references written from the papers' formulas.
+The same rule under the same name is not always the same in two libraries. Here a network of 64-64-64-10 units is trained by our rule
+and by a peer's, in float64, from the same weights, on the same batches, at settings that mean the same. The columns are the distance
+between the two after so many steps, relative to the distance that ours have come: below 1e-9 the rules are the same, at 1 the weights
+have nothing in common. Where the two differ, the last column says what the peer does that the paper does not, or the other way round;
+ours are checked in the tests against references written from the papers' formulas.
 
 `python benchmarks/trajectories.py` makes this page."""
 
@@ -108,13 +109,13 @@ Read beside the papers, where it is public:
 - **AdEMAMix**: the same; warm-ups are linear in the half-life of β₃ there, which is our closed formula.
 - **AdaBelief**: rectification is on by default in the authors' package, and off in the paper's algorithm and here.
 - **diffGrad**: in the first version, behind the paper's figures by its own comment, the gradient before is a reference to the gradient
-  now, which is overwritten in place: the friction is then ½ throughout, and the rule is Adam at half the learning rate. The second version
-  copies it, as the paper has it and as we do.
+  now, which is overwritten in place: the friction is then ½ throughout, and the rule is Adam at half the learning rate. The second
+  version copies it, as the paper has it and as we do.
 - **EXAdam**: the latest version has no logarithm; the paper's abstract has one.
 - **Gravity**: the Keras version counts steps from 0 and the PyTorch version from 1.
 - **MARS**: the gradient before the first one is 0 there, and the first gradient itself here; after the first step all is the same.
-- **SGD-SaI**: the scales are not divided by the largest there: a learning rate of theirs is one of ours divided by the largest scale, which
-  is about the root of the number of entries of the largest tensor. Tensors without spread are scaled by ‖g‖ / ε there.
+- **SGD-SaI**: the scales are not divided by the largest there: a learning rate of theirs is one of ours divided by the largest scale,
+  which is about the root of the number of entries of the largest tensor. Tensors without spread are scaled by ‖g‖ / ε there.
 - **XGrad**: the same for Adam, AdamW and momentum."""
 
 
@@ -122,7 +123,8 @@ def network(matrices: bool) -> nn.Module:
     """The digits network, in float64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(*(layer for i in range(3) for layer in (nn.Linear(64, 64 if i < 2 else 10, bias=not matrices), nn.Tanh())))
+        linear = [nn.Linear(64, width, bias=not matrices) for width in (64, 64, 10)]
+    model = nn.Sequential(linear[0], nn.Tanh(), linear[1], nn.Tanh(), linear[2])
     return model.double()
 
 

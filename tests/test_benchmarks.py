@@ -16,9 +16,11 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402
+import optim_rules  # noqa: E402
 import optim_step  # noqa: E402
 import overhead  # noqa: E402
 import tables  # noqa: E402
+import trajectories  # noqa: E402
 from figures import RESULTS, Benchmark, Goal, Row, Table, read  # noqa: E402
 from harness import Contestant, Missing, Operation, Options  # noqa: E402
 
@@ -197,7 +199,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 
 def test_every_benchmark_has_results() -> None:
-    helpers = {"harness", "figures", "tables"}
+    helpers = {"harness", "figures", "tables", "trajectories"}  # the last writes a page of its own
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - helpers == {path.stem for path in RESULT_FILES}
 
 
@@ -222,6 +224,25 @@ def test_a_quick_race_of_optimizers() -> None:
     for row in found[0].rows:
         assert len(row.ratios) == 2 and row.figures["state bytes a parameter"] == 8.0
         assert row.peak_bytes is not None and row.peak_bytes >= 8 * sum(math.prod(s) for s in optim_step.SMALL)
+
+
+def test_a_quick_race_of_rules() -> None:
+    found = optim_rules.tables(replace(QUICK, only=("sgd-sai", "torch NAdam foreach")))
+    for table in found:
+        rows = {row.name: row for row in table.rows}
+        assert set(rows) == {"torch AdamW fused", "sgd-sai", "sgd-sai compiled", "torch NAdam foreach"}
+        assert rows["sgd-sai"].figures["state bytes a parameter"] == 4.0
+    known = {name for many in (False, True) for name in optim_rules.contestants(many)}
+    assert all(goal.row in known for many in (False, True) for goal in optim_rules.goals(many))
+
+
+def test_trajectories_tell_rules_apart() -> None:
+    pairs = {(pair.rule, pair.peer): pair for pair in trajectories.PAIRS}
+    assert max(trajectories.apart(pairs["AdamW", "torch `AdamW`"])) < trajectories.SAME
+    assert min(trajectories.apart(pairs["RMSprop", "torch `RMSprop`"])) > 1e-3
+    text = trajectories.PAGE.read_text(encoding="utf-8")
+    assert all(f"| {pair.rule} | {pair.peer} |" in text for pair in trajectories.PAIRS), "run: python benchmarks/trajectories.py"
+    assert "we do not know why" not in text
 
 
 def test_a_quick_look_at_the_driver() -> None:

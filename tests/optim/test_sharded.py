@@ -84,6 +84,48 @@ def test_replicated_and_sharded_training_equal_one_process(runs, name):
                 torch.testing.assert_close(a.detach(), b, rtol=CLOSE.get(name, 1e-10), atol=CLOSE.get(name, 1e-10))
 
 
+# Rules that evaluate a closure, and evaluate it again at other weights.
+CLOSURES = {"mars, exact": ("mars", {"exact": True}), "mars, exact, shampoo": ("mars", {"exact": True, "variant": "shampoo"}),
+            "grad-reg": ("grad-reg", {"base": "adamw"}), "backward": ("grad-reg", {"mode": "backward"}), "aepg": ("aepg", {}),
+            "aegd": ("aegd", {})}
+
+
+def with_closures(rank, names):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for name in names:
+        model = network()
+        fully_shard(model, mesh=mesh)
+        method, settings = CLOSURES[name]
+        optimizer = registry.lookup(method)(model.parameters(), **settings)
+        for t in range(4):
+            def closure(t=t):
+                optimizer.zero_grad()
+                x, y = batch(t)  # the same on both ranks: the loss must be that of all data
+                loss = cross_entropy(model(x), y)
+                loss.backward()
+                return loss.detach()
+
+            optimizer.step(closure)
+        found[name] = [whole(p) for p in model.parameters()]
+    return found
+
+
+def test_rules_that_evaluate_again_are_right_when_sharded():
+    runs = run_gloo(with_closures, 2, list(CLOSURES))
+    for name, (method, settings) in CLOSURES.items():
+        alone = network()
+        optimizer = registry.lookup(method)(alone.parameters(), **settings)
+        for t in range(4):
+            optimizer.step(fl.Objective(alone, cross_entropy)(*batch(t)))
+        for found in runs:
+            for a, b in zip(alone.parameters(), found[name], strict=True):
+                torch.testing.assert_close(b, a.detach(), rtol=1e-9, atol=1e-11, msg=lambda m: f"{name}: {m}")  # noqa: B023
+
+
 def test_elementwise_state_is_sharded(runs):
     parameters = sum(p.numel() for p in network().parameters())
     assert sum(run["adamw"]["state"] for run in runs) == 2 * parameters

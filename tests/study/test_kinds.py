@@ -46,6 +46,8 @@ def test_all_and_a_room_are_the_methods_that_fit() -> None:
 
     assert {"sgd", "lazy-newton", "adamw"} < set(chosen("all", "rosenbrock")) and "f2sa" not in chosen("all", "rosenbrock")
     assert chosen(["solvers", "adamw", "sgd"], "rosenbrock") == ["lazy-cubic-newton", "lazy-newton", "adamw", "sgd"]
+    first = set(chosen("all-first-order", "digits-mlp"))
+    assert {"sgd", "lion", "mars", "grad-reg", "xgrad"} < first and not {"sophia", "oasis", "consensus-based", "lazy-newton"} & first
     assert {"shampoo", "lion"} < set(chosen("all", "digits-mlp")) and "lazy-newton" not in chosen("all", "digits-mlp")
     with pytest.raises(StudyError, match="no registered method of 'bilevel' can solve problem 'rosenbrock'"):
         chosen("bilevel", "rosenbrock")

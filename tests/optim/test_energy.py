@@ -1,0 +1,262 @@
+"""Descent with energy against float64 references written from the formulas, its exact identity, and what it refuses."""
+
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fallline as fl
+from fallline import optim
+
+MATRIX = torch.tensor([[2.0, 0.3, 0.0, 0.1], [0.3, 1.0, 0.2, 0.0], [0.0, 0.2, 0.5, -0.1], [0.1, 0.0, -0.1, 3.0]], dtype=torch.float64)
+TARGET = torch.tensor([0.5, -0.2, 0.9, 0.1], dtype=torch.float64)
+ROWS = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 2.0, 0.0]], dtype=torch.float64)
+INSIDE = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+OUTSIDE = torch.tensor([1.0, -2.0, 0.5, 0.3], dtype=torch.float64)
+TIES = (ROWS, ROWS @ OUTSIDE)
+
+
+def value(x):
+    return (x - TARGET) @ MATRIX @ (x - TARGET) / 2 + (x**4).sum() / 4
+
+
+def slope(x):
+    return MATRIX @ (x - TARGET) + x**3
+
+
+def free(x, g):
+    return g
+
+
+def scaled(x, g):
+    return MATRIX @ g / (1 + x @ x)
+
+
+def simplex(x, g):
+    return (torch.diag(x) - torch.outer(x, x)) @ g
+
+
+def positive(x, g):
+    return x * g
+
+
+def tied(x, g):
+    return g - ROWS.T @ torch.linalg.solve(ROWS @ ROWS.T, ROWS @ g)
+
+
+METRICS = {
+    "none": ({}, free, OUTSIDE), "simplex": ({"constraint": "simplex"}, simplex, INSIDE),
+    "positive": ({"constraint": "positive"}, positive, 5 * INSIDE), "ties": ({"constraint": TIES}, tied, OUTSIDE),
+    "callable": ({"precond": scaled}, scaled, OUTSIDE),
+}
+BOUNDED = ("simplex", "positive")
+
+
+def steps(x, metric, lr, c, bounded, count=20):
+    """The points and energies of ``count`` steps, the start included."""
+    r = math.sqrt(float(value(x)) + c)
+    points, energies = [x], [r]
+    for _ in range(count):
+        root = math.sqrt(float(value(x)) + c)
+        v = slope(x) / (2 * root)
+        d = metric(x, v)
+        r = r / (1 + 2 * lr * float(v @ d))
+        step = 2 * lr * r * d
+        taken = max(float((step / x).max()), 0.0) if bounded else 0.0
+        x = x - step * min(1.0, 0.9 / taken if taken else 1.0)
+        points, energies = [*points, x], [*energies, r]
+    return points, energies
+
+
+@pytest.mark.filterwarnings("ignore:AEPG's energy")
+@pytest.mark.parametrize("lr", [0.05, 0.7, 8.0])
+@pytest.mark.parametrize("name", METRICS)
+def test_a_step_is_its_formula(name, lr):
+    settings, metric, start = METRICS[name]
+    points, energies = steps(start, metric, lr, 2.0, name in BOUNDED)
+    problem = fl.Smooth(value, start)
+    p = nn.Parameter(start.clone())
+    optimizer = optim.AEPG([p], lr=lr, c=2.0, **settings)
+    assert math.isnan(optimizer.energy)
+    for x, r in zip(points[1:], energies[1:], strict=True):
+        optimizer.step(problem.bind(p))
+        torch.testing.assert_close(p.detach(), x, rtol=1e-10, atol=1e-10)
+        assert optimizer.energy == pytest.approx(r, rel=1e-10)
+
+
+def test_the_bound_of_a_step_was_reached():
+    for name in BOUNDED:
+        _, metric, start = METRICS[name]
+        longest = steps(start, metric, 8.0, 2.0, bounded=True)[0]
+        assert any((before > after).any() and float((1 - after / before).max()) == pytest.approx(0.9)
+                   for before, after in itertools.pairwise(longest))
+        assert all((x > 0).all() for x in longest)
+
+
+def test_the_defaults_are_the_papers():
+    points, energies = steps(OUTSIDE, free, 0.1, 1.0, bounded=False)
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer, closure = optim.AEPG([p]), fl.Smooth(value, OUTSIDE).bind(p)
+    for _ in range(20):
+        optimizer.step(closure)
+    torch.testing.assert_close(p.detach(), points[-1], rtol=1e-10, atol=1e-10)
+    assert optimizer.energy == pytest.approx(energies[-1], rel=1e-10)
+
+
+def test_one_energy_for_all_tensors_and_groups():
+    points, energies = steps(OUTSIDE, free, 0.3, 1.0, bounded=False)
+    parts = [nn.Parameter(OUTSIDE[:1].clone()), nn.Parameter(OUTSIDE[1:].clone().reshape(3, 1))]
+    problem = fl.Smooth(lambda x: value(torch.cat([x[0], x[1].flatten()])), [p.detach() for p in parts])
+    optimizer = optim.AEPG([{"params": [part]} for part in parts], lr=0.3)
+    for _ in range(20):
+        optimizer.step(problem.bind(parts))
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in parts]), points[-1], rtol=1e-10, atol=1e-10)
+    assert optimizer.energy == pytest.approx(energies[-1], rel=1e-10)
+
+
+# ‖·‖² in the metric's (pseudo-)inverse, of a step from x.
+NORMS = {"none": lambda x, s: s @ s, "simplex": lambda x, s: (s * s / x).sum(), "positive": lambda x, s: (s * s / x).sum(),
+         "ties": lambda x, s: s @ s, "callable": lambda x, s: s @ torch.linalg.solve(MATRIX, s) * (1 + x @ x)}
+
+
+@pytest.mark.filterwarnings("ignore:AEPG's energy")
+@pytest.mark.parametrize("lr", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("name", NORMS)
+def test_the_energy_falls_by_exactly_what_the_identity_says(name, lr):
+    settings, _, start = METRICS[name]
+    if name in BOUNDED:
+        lr = lr / 1000  # where no step reaches the bound
+    p = nn.Parameter(start.clone())
+    optimizer, closure = optim.AEPG([p], lr=lr, c=3.0, **settings), fl.Smooth(value, start).bind(p)
+    r = first = math.sqrt(float(value(start)) + 3.0)
+    for _ in range(50):
+        x = p.detach().clone()
+        optimizer.step(closure)
+        now = optimizer.energy
+        moved = float(NORMS[name](x, p.detach() - x))
+        assert now <= r * (1 + 1e-14)
+        assert now**2 == pytest.approx(r**2 - (now - r) ** 2 - moved / lr, rel=1e-10, abs=1e-10 * first**2)
+        r = now
+
+
+@pytest.mark.parametrize("name", ["simplex", "ties"])
+def test_constraints_stay_satisfied(name):
+    settings, _, start = METRICS[name]
+    x = fl.solve(fl.Smooth(value, start), fl.Train(optim.AEPG, lr=0.3, c=30.0, **settings), fl.Budget(steps=1_000)).x
+    if name == "simplex":
+        assert float(x.sum()) == pytest.approx(1.0, abs=1e-13) and bool((x > 0).all())
+    else:
+        torch.testing.assert_close(ROWS @ x, TIES[1], rtol=1e-12, atol=1e-12)
+    g = METRICS[name][1](x, slope(x))
+    assert float(g.norm()) < 1e-6  # it has converged, to where the metric sees no gradient
+
+
+def test_aegd_keeps_an_energy_for_every_entry():
+    x, lr, c = OUTSIDE, 0.4, 1.5
+    r = torch.full_like(x, math.sqrt(float(value(x)) + c))
+    p = nn.Parameter(x.clone())
+    optimizer, closure = optim.AEGD([p], lr=lr, c=c), fl.Smooth(value, x).bind(p)
+    for _ in range(20):
+        v = slope(x) / (2 * math.sqrt(float(value(x)) + c))
+        r = r / (1 + 2 * lr * v**2)
+        x = x - 2 * lr * r * v
+        optimizer.step(closure)
+        torch.testing.assert_close(p.detach(), x, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(optimizer.state[p]["energy"], r, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD])
+def test_maximize_is_minimize_of_the_negative(make):
+    ends = []
+    for sign in (1.0, -1.0):
+        p = nn.Parameter(OUTSIDE.clone())
+        optimizer = make([p], lr=0.3, c=2.0, maximize=sign < 0)
+        closure = fl.Smooth(lambda x, sign=sign: sign * value(x), OUTSIDE).bind(p)
+        for _ in range(10):
+            optimizer.step(closure)
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD])
+def test_what_a_step_needs(make):
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer = make([p], c=1.0)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(fl.MissingOracle, match=r"needs the loss at this step: call step\(closure\)"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"needs f \+ c > 0, but f \+ c is -4 with c = 1; take a larger c"):
+        optimizer.step(fl.Smooth(lambda x: (x * 0).sum() - 5, OUTSIDE).bind(p))
+    with pytest.raises(ValueError, match=r"f \+ c is 0 with"):
+        optimizer.step(fl.Smooth(lambda x: (x * 0).sum() - 1, OUTSIDE).bind(p))
+    with pytest.raises(ValueError, match=r"f \+ c is -1"):
+        make([p], maximize=True).step(fl.Smooth(lambda x: (x * 0).sum() + 2, OUTSIDE).bind(p))
+    torch.testing.assert_close(p.detach(), OUTSIDE)
+    with pytest.raises(ValueError, match="c must be a finite number > 0"):
+        make([p], c=0.0)
+
+
+@pytest.mark.parametrize(("start", "constraint", "message"), [
+    (OUTSIDE, "simplex", "a start with positive entries, got a smallest entry -2"),
+    (OUTSIDE, "positive", "constraint='positive' needs a start with positive entries"),
+    (2 * INSIDE, "simplex", "entries sum to 1, got 2; divide by the sum"),
+    (OUTSIDE, (ROWS, torch.zeros(2, dtype=torch.float64)), r"B x = b does not hold at the start, ‖B x − b‖ is"),
+    (OUTSIDE[:3], TIES, "B has 4 columns, but the parameter has 3 entries"),
+])
+def test_a_start_off_the_constraint_is_refused(start, constraint, message):
+    p = nn.Parameter(start.clone())
+    optimizer = optim.AEPG([p], constraint=constraint)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step(fl.Smooth(lambda x: (x**2).sum(), start).bind(p))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"constraint": "ball"}, r"constraint must be 'simplex', 'positive' or a pair \(B, b\) for B x = b, got 'ball'"),
+    ({"constraint": (ROWS, torch.zeros(3))}, r"must be a matrix and a vector .* got shapes \(2, 4\) and \(3,\)"),
+    ({"constraint": "simplex", "precond": free}, "two choices of one metric"),
+])
+def test_constraints_that_are_none_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        optim.AEPG([nn.Parameter(INSIDE.clone())], **settings)
+
+
+def test_a_collapsed_energy_is_warned_of_and_can_start_anew():
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer, closure = optim.AEPG([p], lr=1e4), fl.Smooth(value, OUTSIDE).bind(p)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"energy has fallen to .*, 1e-08 of its start.*restart\(\), with a smaller lr") as found:
+            for _ in range(20):
+                optimizer.step(closure)
+        assert len(found) == 1 and found[0].filename == __file__
+        optimizer.restart()
+        assert math.isnan(optimizer.energy)
+    optimizer.param_groups[0]["lr"] = 0.01
+    x = p.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+    points, energies = steps(x, free, 0.01, 1.0, bounded=False, count=1)
+    torch.testing.assert_close(p.detach(), points[1], rtol=1e-10, atol=1e-10)
+    assert optimizer.energy == pytest.approx(energies[1], rel=1e-10)
+
+
+def test_aegd_starts_anew():
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer, closure = optim.AEGD([p], lr=0.5), fl.Smooth(value, OUTSIDE).bind(p)
+    for _ in range(3):
+        optimizer.step(closure)
+    optimizer.restart()
+    x = p.detach().clone()
+    optimizer.step(closure)
+    root = math.sqrt(float(value(x)) + 1)
+    v = slope(x) / (2 * root)
+    torch.testing.assert_close(p.detach(), x - 2 * 0.5 * root / (1 + 2 * 0.5 * v**2) * v, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", [optim.AEPG, optim.AEGD])
+def test_it_solves(optimizer):
+    result = fl.solve(fl.Smooth(value, OUTSIDE), fl.Train(optimizer, lr=0.2, c=20.0), fl.Budget(steps=2_000))
+    assert float(slope(result.x).norm()) < 1e-6
