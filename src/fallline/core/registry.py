@@ -81,7 +81,7 @@ def order(name: str) -> int:
     """Return the highest derivatives the method asks for: 0 values, 1 gradients, 2 curvature."""
     cls = lookup(name)
     if issubclass(cls, torch.optim.Optimizer):
-        return int(getattr(cls, "order", 1))
+        return int(getattr(cls, "derivatives", 1))
     if {"hvp", "hessian"} & set(cls.needs):
         return 2
     return int(any("gradient" in need for need in cls.needs))

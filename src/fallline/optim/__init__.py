@@ -22,7 +22,7 @@ from fallline.optim.exadam import EXAdam
 from fallline.optim.frugal import Frugal, GaLore
 from fallline.optim.generalized_adam import AdamGS, RMSPropGS
 from fallline.optim.generalized_smoothness import GeneralizedSmoothness, fit_generalized_smoothness
-from fallline.optim.gradient_regularization import GradReg
+from fallline.optim.gradient_regularization import GradReg, effective_alpha
 from fallline.optim.gravity import Gravity
 from fallline.optim.lion import Lion, lion_from_adamw
 from fallline.optim.lion_k import LionK, constraint_violation, lion_lyapunov
@@ -48,6 +48,6 @@ __all__ = [
     "OptAMSGrad", "OptEx", "Optimizer", "PolynomialAverage", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam",
     "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Shampoo", "Sophia", "StableEmbedding", "StepSize", "StochasticAGD", "Storage", "TDoG",
     "Traits", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
-    "constraint_violation", "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report",
-    "like", "lion_from_adamw", "lion_lyapunov", "reduce", "remove_conditioning", "risk_report", "roles",
+    "constraint_violation", "effective_alpha", "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report",
+    "gsnr_report", "like", "lion_from_adamw", "lion_lyapunov", "reduce", "remove_conditioning", "risk_report", "roles",
 ]

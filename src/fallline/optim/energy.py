@@ -150,6 +150,10 @@ class AEPG(_WithEnergy):
         """r; not a number before the first step."""
         return self._number("energy")
 
+    def restart(self) -> None:
+        super().restart()
+        self._warned = False
+
     def _number(self, name: str) -> float:
         return next((float(state[name]) for state in self.state.values() if name in state), math.nan)
 
@@ -161,7 +165,7 @@ class AEPG(_WithEnergy):
         elif not self._warned and self.energy < UNDERFLOW * self._number("first_energy"):
             self._warned = True
             warnings.warn(f"AEPG's energy has fallen to {self.energy:.1e}, {UNDERFLOW:g} of its start: steps have become too short to "
-                          "matter; call restart(), with a smaller lr or a larger c", stacklevel=4)
+                          "matter; call restart(), with a smaller lr or a larger c", stacklevel=5)
 
 
 @register("aegd")

@@ -90,7 +90,7 @@ class OASIS(Optimizer):
     """
 
     space: ClassVar[Mapping[str, Range]] = {}
-    order: ClassVar[int] = 2
+    derivatives: ClassVar[int] = 2
     positive: ClassVar[Mapping[str, str]] = {"alpha": "it keeps D̂ from 0; 1e-5 is typical", "lr0": "1e-3 is typical"}
     reevaluations: ClassVar[Mapping[str, str]] = {PREVIOUS: "the gradient of this batch at the previous point"}
 

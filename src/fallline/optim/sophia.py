@@ -55,7 +55,7 @@ class Sophia(Optimizer):
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-5, 1e-2), "gamma": LogUniform(1e-3, 1.0)}
-    order: ClassVar[int] = 2
+    derivatives: ClassVar[int] = 2
     positive: ClassVar[Mapping[str, str]] = {"eps": "entries without gradient and curvature would be 0 / 0; 1e-12 is typical"}
 
     def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.96, 0.99), gamma: float | None = None,

@@ -107,8 +107,8 @@ def parallel_transport(manifold: Any, x: Tensor, y: Tensor, v: Tensor) -> Tensor
     if isinstance(manifold, geoopt.Scaled):
         return parallel_transport(manifold.base, x, y, v)
     if isinstance(manifold, geoopt.ProductManifold):
-        pieces = [[manifold.take_submanifold_value(t, i) for t in (x, y, v)] for i in range(manifold.n_manifolds)]
-        packed: Tensor = manifold.pack_point(*(parallel_transport(m, *piece) for m, piece in zip(manifold.manifolds, pieces, strict=True)))
+        factors = [(m, *(manifold.take_submanifold_value(t, i) for t in (x, y, v))) for i, m in enumerate(manifold.manifolds)]
+        packed: Tensor = manifold.pack_point(*(parallel_transport(*factor) for factor in factors))
         return packed
     if isinstance(manifold, geoopt.Sphere):
         along = (y * v).sum(-1, keepdim=True) / (1 + (x * y).sum(-1, keepdim=True)).clamp(min=1e-15)

@@ -7,9 +7,9 @@ one kernel runs per unit: ``p <- move(p, -step_size * direction(gradient))`` wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from . import door, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
 from .compiling import compilable, compiled, pack, run_compiled
 from .door import EngineOptions
+from .hooks import Hooks
 from .kernels import run_eagerly
 from .layout import local
 from .loading import load_state
@@ -30,7 +31,7 @@ from .storage import Storage
 from .units import Unit
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Hooks, torch.optim.Optimizer):
     """An update rule as a sentence of parts, under ``torch.optim``'s contract.
 
     Parameters
@@ -53,15 +54,6 @@ class Optimizer(torch.optim.Optimizer):
     storage : Storage, optional
         How state is kept: full precision by default (float32 for half-precision parameters).
     """
-
-    space: ClassVar[Mapping[str, Any]] = {}
-    positive: ClassVar[Mapping[str, str]] = {}
-    """Hyperparameters that may not be 0 in this rule, with the reason and what is typical."""
-
-    order: ClassVar[int] = 1
-    """The highest derivatives it asks for: 1, gradients; 2, curvature."""
-    rearranges: ClassVar[bool] = False
-    """Whether :meth:`before_step` makes state that directions do not declare, so that nothing can be built around the rule."""
 
     def __init__(
         self,
@@ -91,18 +83,6 @@ class Optimizer(torch.optim.Optimizer):
         self._shows_solution = False
         self._scalars: list[dict[str, Tensor]] = []
         self._alarms: Alarms | None = None
-
-    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        """The direction of one parameter; rules that treat roles apart override this."""
-        return self.direction
-
-    def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
-        """The move of one parameter; optimizers of parameters on different manifolds override this."""
-        return self.sentence.move
-
-    def storage_for(self, p: Tensor, group: Mapping[str, Any]) -> Storage:
-        """The storage of one parameter's state; optimizers that keep some parameters' state whole override this."""
-        return self.sentence.storage
 
     # torch.optim's contract
 
@@ -173,23 +153,8 @@ class Optimizer(torch.optim.Optimizer):
         if self.nonfinite == "raise":
             self._alarms = Alarms(found, meshes)
 
-    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        """Fill the gradients and return the loss; rules that take their gradient from other points override this."""
-        return None if closure is None else closure()
-
-    def before_step(self) -> None:
-        """Called when a step begins; rules that rearrange their parameters override this, and leave :meth:`step` as it is."""
-
     def _needs(self) -> tuple[str, ...]:
         return self.sentence.step_size.needs if self.sentence.step_size is not None else ()
-
-    def measure(self, gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, dict[str, Tensor | float]]:
-        """The numbers (:attr:`.State.is_number`) of parameters from the first gradients they have; the rest of their state starts."""
-        return {}
-
-    def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
-        """Coefficients that depend on all gradients and states at once; the same for all parameters."""
-        return {}
 
     # one step
 
@@ -199,7 +164,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _move(self, buckets: list[Bucket], loss: Any) -> list[tuple[Tensor, Unit]]:
         values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
-        if type(self).share is not Optimizer.share:
+        if self.has("share"):
             shared = self.share([self._view(b, u) for b in buckets for u in b.units], loss)
             values = [{**numbers, **shared} for numbers in values]
         if self.sentence.step_size is not None:
@@ -291,7 +256,7 @@ class Optimizer(torch.optim.Optimizer):
                     members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group)))
                     active.append(p)
                 index += 1
-        if type(self).measure is not Optimizer.measure:
+        if self.has("measure"):
             starting = {p: gradient_of(p) for p in active if not self.state.get(p)}
             if self.nonfinite == "skip" and not all_finite([local(g) for g in starting.values()], []):
                 # This step will be left out, and what is not finite must not be measured.
@@ -320,15 +285,6 @@ class Optimizer(torch.optim.Optimizer):
             f"{type(self).__name__}: the last step met a value that is not finite in parameter {name}; lower lr, clip "
             'gradients, or pass nonfinite="skip" to leave such steps out'
         )
-
-    # extra oracles
-
-    reevaluations: ClassVar[Mapping[str, str]] = {}
-    """Extra oracles that any closure can answer because they are gradients at another point, with their description."""
-
-    def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
-        """Ask a realisation for an extra oracle at step ``t``, for every parameter; rules with a ``probe`` implement it."""
-        raise NotImplementedError(f"{type(self).__name__} has no estimator of {oracle}")
 
     # answers
 

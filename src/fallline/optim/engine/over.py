@@ -72,6 +72,9 @@ class Over(Optimizer):
         """Those of the base."""
         return self.base.reevaluations
 
+    def has(self, hook: str) -> bool:
+        return self.base.has(hook)
+
     def before_step(self) -> None:
         rule = self.rule
         rule._plan = self._plan
