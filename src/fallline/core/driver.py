@@ -108,10 +108,13 @@ def solve(
     path = None if checkpoint is None else _rank_path(Path(checkpoint), group)
     run = Run(problem, method, budget or problem.budget or DEFAULT_BUDGET, tol, as_key(key), within, group)
     run.trace_limit, run.every, run.observe_every = trace, every, observe_every
-    run.start(path)
-    with deferred_interrupts() as interrupted, progress_bar(progress, type(method).__name__, run) as show:
-        run.loop(callback, show, interrupted, path, checkpoint_seconds)
-        run.finish(path)
+    try:
+        run.start(path)
+        with deferred_interrupts() as interrupted, progress_bar(progress, type(method).__name__, run) as show:
+            run.loop(callback, show, interrupted, path, checkpoint_seconds)
+            run.finish(path)
+    finally:
+        method.close(run.state)
     if tol is not None and run.step and not run.has_gap:
         warnings.warn(f"tol={tol:g} has no effect: {method!r} reports no gap, and runs to the end of its budget", stacklevel=2)
     return run.result()

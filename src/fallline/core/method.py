@@ -107,6 +107,9 @@ class Method:
         """Return the state that ``pack`` packed."""
         return packed
 
+    def close(self, state: State) -> None:
+        """Let go of what the state holds beyond memory, such as worker processes; a run calls it at its end, however it ends."""
+
     def state_bytes(self, problem: Problem, state: State) -> int:
         """Return the bytes of memory behind the tensors in the state, beyond one copy of the variables; 0-d tensors are left out."""
         held = [part for t in _tensors(self.pack(state)) if t.ndim for part in _strided(t)]

@@ -90,7 +90,7 @@ class OptEx(Method):
     Every evaluation draws its own realisation, as so many steps in turn would (an example of the authors' shares a mini-batch among the
     n); the losses that "best" compares are then of different samples. Buffers (batch-norm statistics) move once an iteration, where
     the true step is taken. Memory 2 T₀ d, work T₀³ + n T₀ d beside the gradients. The authors' code also normalises points to length 1;
-    that is left out, for it takes points on a ray for one. Worker processes end when the run's state is collected.
+    that is left out, for it takes points on a ray for one. Worker processes end with the run.
     The answer is the point itself, without an average that the rule may keep.
     """
 
@@ -137,6 +137,10 @@ class OptEx(Method):
         return {"x": x, "rule_state": rule.init(tree.leaves(x)), "coordinates": chosen, "positions": first.new_zeros(0, p),
                 "gradients": first.new_zeros(0, d), "scale": SCALES[2], "t": 0, "drawn": 0, "loss": None, "key": key,
                 "rule": rule, "parallel": ParallelMap(self.executor, self.n)}
+
+    def close(self, state: State) -> None:
+        if "parallel" in state:  # not where a run ends before it starts
+            state["parallel"].close()
 
     def step(self, problem: Problem, state: State) -> State:
         state = self._chosen_scale(state)

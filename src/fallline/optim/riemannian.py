@@ -67,8 +67,8 @@ class _Riemannian(Optimizer):
             inside, why = manifold.check_point_on_manifold(p.detach(), explain=True)
             if not inside:
                 raise ValueError(f"{type(self).__name__}: parameter number {index} of its group with shape {tuple(p.shape)} is not on "
-                                 f"its manifold {manifold.name}: {why}; project it first, with p.proj_() or "
-                                 "manifold.projx(x)")
+                                 f"its manifold {manifold.name}: {why}; project it first: "
+                                 "ManifoldParameter(manifold.projx(x), manifold)")
 
 
 @register("riemannian-adam")
@@ -82,7 +82,8 @@ class RiemannianAdam(_Riemannian):
     Parameters
     ----------
     params : iterable of Tensor or dict
-        ``geoopt.ManifoldParameter(data, manifold)`` and plain parameters, mixed as you like.
+        ``geoopt.ManifoldParameter(data, manifold)`` and plain parameters, mixed as you like. On spheres the average is carried along
+        great circles; on other manifolds by their own ``transp``, which is a projection on Stiefel manifolds.
     lr : float, default 1e-3
     betas : pair of float, default (0.9, 0.999)
     eps : float, default 1e-10

@@ -60,7 +60,9 @@ class WithPrevious(OverCurvature):
         return (HUTCHINSON, PREVIOUS) if self.resampled and t > 1 else (HUTCHINSON,)
 
     def observe(self, name: str, value: Tensor, s: Tensors, c: Any) -> Tensors:
-        return {"previous_gradient": value} if name == PREVIOUS else super().observe(name, value, s, c)
+        if name == PREVIOUS:
+            return {"previous_gradient": value + c.weight_decay * s["previous_point"]}  # as this step's gradient has it
+        return super().observe(name, value, s, c)
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         u, new = super().__call__(g, p, s, c)

@@ -124,7 +124,8 @@ class Geodesic(Move):
     manifold: Any
 
     def __call__(self, p: Tensor, u: Tensor, c: Any, decays: bool) -> Tensor:
-        moved: Tensor = self.manifold.expmap(p, -c.lr * u)
+        # A point that rounding has brought off a sphere would move away from it exponentially.
+        moved: Tensor = self.manifold.projx(self.manifold.expmap(p, -c.lr * u))
         return moved
 
     def carry(self, p: Tensor, moved: Tensor, new: Tensors) -> Tensors:
