@@ -110,6 +110,35 @@ def test_exact_mars_refuses_a_bare_step_and_freezes_masks_and_statistics():
         optimizer.step()
 
 
+def test_exact_mars_s_other_gradient_is_that_of_the_whole_model_at_its_previous_weights():
+    """Vectors are brought back as well, though nothing is corrected in them; they are trained by AdamW on the plain gradient."""
+    matrix = nn.Parameter(torch.full((2, 2), 0.1, dtype=torch.float64))
+    vector = nn.Parameter(torch.full((2,), 0.2, dtype=torch.float64))
+    optimizer = optim.MARS([matrix, vector], lr=0.05, gamma=1.0, exact=True)
+    seen = []
+
+    def closure():
+        seen.append((matrix.detach().clone(), vector.detach().clone()))
+        optimizer.zero_grad()
+        loss = ((matrix @ vector - 1) ** 2).sum() + (matrix**2 * vector).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(4):
+        optimizer.step(closure)
+    assert len(seen) == 7
+    points = [seen[0], *seen[1::2]]  # where the steps' own gradients were taken, and before each but the first the point before it
+    for before, again in zip(points, seen[2::2], strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
+    x, m, v = torch.full((2,), 0.2, dtype=torch.float64), 0, 0
+    for t, (a, b) in enumerate(points, 1):
+        torch.testing.assert_close(b, x, rtol=1e-10, atol=1e-12)
+        g = 2 * a.T @ (a @ b - 1) + (a**2).sum(0)
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+        x = x - 0.003 * (m / (1 - 0.9**t) / (torch.sqrt(v / (1 - 0.95**t)) + 1e-8) + 0.1 * x)
+    torch.testing.assert_close(vector.detach(), x, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"variant": "sgd"}, "variant must be one of 'adamw', 'lion', 'shampoo', got 'sgd'"),
     ({"gamma": 0.0}, "gamma must be a finite number > 0, got 0.0"),

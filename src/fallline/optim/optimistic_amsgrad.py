@@ -71,8 +71,8 @@ class OptAMSGrad(Optimizer):
 
 
 def _predictor(predictor: Predictor, reg: float) -> Callable[[Tensor], Tensor]:
+    check_positive("reg", reg, "without it the extrapolation may be singular; 1e-3 is typical")
     if predictor == "rmpe":
-        check_positive("reg", reg, "without it the extrapolation may be singular; 1e-3 is typical")
         return functools.partial(extrapolation_weights, reg=reg)
     if predictor == "last":
         return last_weights

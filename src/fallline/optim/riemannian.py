@@ -62,13 +62,12 @@ class _Riemannian(Optimizer):
         super().add_param_group(param_group)
         for index, p in enumerate(self.param_groups[-1]["params"]):
             manifold = getattr(p, "manifold", None)
-            if manifold is None:
-                continue
-            inside, why = manifold.check_point_on_manifold(p.detach(), explain=True)
+            inside, why = (True, "") if manifold is None else manifold.check_point_on_manifold(p.detach(), explain=True)
             if not inside:
+                del self.param_groups[-1]
                 raise ValueError(f"{type(self).__name__}: parameter number {index} of its group with shape {tuple(p.shape)} is not on "
-                                 f"its manifold {manifold.name}: {why}; project it first: "
-                                 "ManifoldParameter(manifold.projx(x), manifold)")
+                                 f"its manifold {manifold.name}: {why}; make it of a point that is, with "
+                                 "geoopt.ManifoldParameter(manifold.projx(x), manifold)")
 
 
 @register("riemannian-adam")
