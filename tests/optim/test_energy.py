@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import nn
 
 import fallline as fl
@@ -63,10 +64,12 @@ def steps(x, metric, lr, c, bounded, count=20):
         root = math.sqrt(float(value(x)) + c)
         v = slope(x) / (2 * root)
         d = metric(x, v)
-        r = r / (1 + 2 * lr * float(v @ d))
-        step = 2 * lr * r * d
-        taken = max(float((step / x).max()), 0.0) if bounded else 0.0
-        x = x - step * min(1.0, 0.9 / taken if taken else 1.0)
+        length = lr
+        taken = lambda eta: float((2 * eta * r / (1 + 2 * eta * float(v @ d)) * d / x).max())  # noqa: B023
+        if bounded and taken(lr) > 0.9:
+            length = brentq(lambda eta: taken(eta) - 0.9, 0.0, lr, xtol=1e-15, rtol=1e-14)  # noqa: B023
+        r = r / (1 + 2 * length * float(v @ d))
+        x = x - 2 * length * r * d
         points, energies = [*points, x], [*energies, r]
     return points, energies
 

@@ -102,7 +102,7 @@ def with_closures(rank, names):
         method, settings = CLOSURES[name]
         optimizer = registry.lookup(method)(model.parameters(), **settings)
         for t in range(4):
-            def closure(t=t):
+            def closure(t=t, model=model, optimizer=optimizer):
                 optimizer.zero_grad()
                 x, y = batch(t)  # the same on both ranks: the loss must be that of all data
                 loss = cross_entropy(model(x), y)

@@ -90,8 +90,8 @@ def compare(
     problem: Annotated[str, typer.Argument(help="A ready problem, or a Python file with `def problem(seed: int)`.")],
     methods: Annotated[
         str, typer.Option(
-            help="Joined by commas: names, rooms, `all` or `all-first-order` that fit, your own as FILE.py:CLASS or MODULE:CLASS; LABEL=NAME or "
-            "LABEL=FILE.py:CLASS calls one otherwise, and tells two of one name apart."
+            help="Joined by commas: names, rooms, `all` or `all-first-order` that fit, your own as FILE.py:CLASS or MODULE:CLASS; "
+            "LABEL=NAME or LABEL=FILE.py:CLASS calls one otherwise, and tells two of one name apart."
         ),
     ] = "all",
     budget: Annotated[

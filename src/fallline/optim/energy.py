@@ -46,22 +46,28 @@ class Energy(StepSize):
     def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         root = (c.sign * statistics["loss"] + c.constant).sqrt()
         before = torch.where(s["energy"].isnan(), root, s["energy"])
-        energy = before / (1 + c.lr * statistics["direction_dot_gradient"] / (2 * root * root))
+        slope = statistics["direction_dot_gradient"] / (2 * root * root)
+        share = self.share(before / root, slope, statistics, c)
+        energy = before / (1 + share * c.lr * slope)
         first = torch.where(s["first_energy"].isnan(), root, s["first_energy"])
-        return energy / root, {"energy": energy, "first_energy": first}
+        return share * energy / root, {"energy": energy, "first_energy": first}
+
+    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors, c: Any) -> Tensor | float:
+        """The part of η that is taken, from r_k / ℓ and ⟨g, u⟩ / (2 ℓ²)."""
+        return 1.0
 
 
 @dataclass(frozen=True)
 class EnergyInside(Energy):
-    """The same, and no step takes more than ``fraction`` of any entry of x away."""
+    """The same with an η so short that no step takes more than ``fraction`` of any entry of x away: r is charged for what is taken."""
 
     needs: ClassVar[tuple[str, ...]] = (*Energy.needs, "largest_relative_decrease")
     fraction: float = 0.9
 
-    def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        multiplier, new = super().__call__(statistics, s, c)
-        longest = self.fraction / (c.lr * statistics["largest_relative_decrease"])  # infinite where nothing decreases
-        return torch.minimum(multiplier, longest), new
+    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors, c: Any) -> Tensor | float:
+        # η (r / ℓ) D / (1 + η q) = fraction, with D the largest relative decrease of u and q the slope; D itself is bounded otherwise.
+        limit = self.fraction / (c.lr * (ratio * statistics["largest_relative_decrease"] - self.fraction * slope))
+        return torch.where(limit > 0, limit.clamp(max=1.0), 1.0)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class GradReg(Over):
     Needs the loss again at another point: ``opt.step(objective(x, y))``, whose dropout masks are the same for both and whose batch
     statistics move once, or any closure that evaluates the same batch whenever it is called; ``"double"`` needs ``objective(x, y)``.
     The weights come back exactly. ``"forward"`` and ``"backward"`` cost two gradients, ``"double"`` one and a Hessian-vector product.
-    The ascent is not normalised; γ L₂ η must stay below 1 for the largest curvature L₂.
+    γ, ε and the mode are fixed when it is made. The ascent is not normalised; γ L₂ η must stay below 1 for the largest curvature L₂.
 
     Parameters
     ----------

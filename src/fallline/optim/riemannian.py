@@ -61,7 +61,7 @@ class _Riemannian(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         for index, p in enumerate(self.param_groups[-1]["params"]):
-            manifold = getattr(p, "manifold", None)
+            manifold: Any = getattr(p, "manifold", None)
             inside, why = (True, "") if manifold is None else manifold.check_point_on_manifold(p.detach(), explain=True)
             if not inside:
                 del self.param_groups[-1]
