@@ -165,6 +165,19 @@ def test_maximize_is_minimize_of_the_negative(name):
     assert torch.equal(ascending, descending)
 
 
+@pytest.mark.parametrize("name", [n for n in NEEDY if n != "sophia"])  # its labels are drawn from a likelihood, which has a sign
+def test_maximize_is_minimize_of_the_negative_with_an_objective(name):
+    ends = []
+    for sign in (1, -1):
+        model = network(torch.float64)
+        optimizer = make(name, model.parameters(), maximize=sign < 0)
+        objective = fl.Objective(model, lambda outputs, targets, sign=sign: sign * cross_entropy(outputs, targets))
+        for t in range(4):
+            optimizer.step(objective(*batch(t, torch.float64)))
+        ends.append(model)
+    same(*ends, exact=False)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_hooks_run(name):
     model = network()

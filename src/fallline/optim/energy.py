@@ -97,7 +97,7 @@ class _WithEnergy(Optimizer):
             refuse(type(self).__name__, "the loss", closure=True)
         loss = super().evaluate(closure)
         for group in self.param_groups if loss is not None else ():
-            total = (-1 if group["maximize"] else 1) * float(loss) + group["c"]
+            total = (-1 if group["maximize"] else 1) * float(torch.as_tensor(loss).detach()) + group["c"]
             if total <= 0:
                 raise ValueError(f"{type(self).__name__} needs f + c > 0, but f + c is {total:g} with c = {group['c']:g}; take a "
                                  "larger c")

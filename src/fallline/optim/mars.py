@@ -23,7 +23,7 @@ from fallline.optim.directions.variance_reduced import PREVIOUS, ExactlyVariance
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import gradients_at, of_minimised
 from fallline.optim.engine.parts import Around, DecoupledDecay, Direction, Scalars
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ForVectorsExactly(ForVectors):
     """The same, with the point before kept: the gradient there is that of the whole model at its weights before."""
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {**super().init(p), "previous_point": like(p, initial="parameter")}
+        return {**super().init(p), "previous_point": like(p, precision=working_dtype(p.dtype), initial="parameter")}
 
     def __call__(self, g: Tensor, p: Tensor, s: Any, c: Any) -> tuple[Tensor, dict[str, Tensor]]:
         before = p.clone()  # the move may overwrite p

@@ -16,7 +16,7 @@ from torch import Tensor
 from fallline.optim.directions.averages import Numerator
 from fallline.optim.directions.variance_reduced import PREVIOUS
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 HUTCHINSON = "hutchinson"
 
@@ -54,7 +54,8 @@ class WithPrevious(OverCurvature):
     resampled: bool = True
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {**super().init(p), "previous_point": like(p, initial="parameter"), "previous_gradient": like(p)}
+        point = like(p, precision=working_dtype(p.dtype), initial="parameter")  # a rounded one would be another point
+        return {**super().init(p), "previous_point": point, "previous_gradient": like(p)}
 
     def probe(self, t: int, group: Mapping[str, Any]) -> tuple[str, ...]:
         return (HUTCHINSON, PREVIOUS) if self.resampled and t > 1 else (HUTCHINSON,)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fallline.optim.engine.arithmetic import add_scaled
 from fallline.optim.engine.parts import Around, Scalars, Tensors
 from fallline.optim.engine.reduction import reduce
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 PREVIOUS = "gradient at the previous point"
 
@@ -52,7 +52,7 @@ class ExactlyVarianceReduced(VarianceReduced):
     """The same with g̃ observed: the gradient of this step's realisation at the point before, which is kept for that."""
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {**super().init(p), "previous_point": like(p, initial="parameter")}
+        return {**super().init(p), "previous_point": like(p, precision=working_dtype(p.dtype), initial="parameter")}
 
     def probe(self, t: int, group: Mapping[str, Any]) -> tuple[str, ...]:
         return (*self.inner.probe(t, group), *((PREVIOUS,) if t > 1 else ()))
