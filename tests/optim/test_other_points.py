@@ -209,6 +209,8 @@ def test_xgrad_decays_the_weights_and_not_the_prediction():
 
 @pytest.mark.parametrize(("base", "why"), [
     ("dog", "step size depends on the gradient to come"), ("nesterov", "not its weights already"),
+    ("riemannian-adam", "belongs to the point"), (functools.partial(optim.MARS, exact=True), "at its own points"),
+    ("oasis", "step size depends"),
     ("optimistic-amsgrad", "not its weights already"), ("frugal", "rearranges"),
     (torch.optim.Adam, "has none to take"), ("xgrad", "has none to take"), (3, "must be an optimizer of this library"),
 ])
@@ -221,8 +223,7 @@ def test_xgrad_refuses_a_rule_it_cannot_predict(base, why):
         optim.XGrad([nn.Parameter(torch.ones(2))], moment=0.9)
 
 
-@pytest.mark.parametrize("base", ["lion", "shampoo", "sophia", "ademamix", "gravity", "mars", "sgd-sai", "adabelief", "adam-8bit",
-                                  "riemannian-adam"])
+@pytest.mark.parametrize("base", ["lion", "shampoo", "sophia", "ademamix", "gravity", "mars", "sgd-sai", "adabelief", "adam-8bit"])
 def test_xgrad_goes_over_every_other_rule(base):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -294,3 +295,11 @@ def test_gradient_regularisation_restores_weights_and_statistics_and_goes_over_a
 def test_gradient_regularisation_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         optim.GradReg([nn.Parameter(torch.ones(2))], **settings)
+
+
+def test_a_rule_around_another_keeps_its_state_in_the_storage_it_was_given():
+    p = nn.Parameter(torch.ones(4))
+    optimizer = optim.XGrad([p], "adam", storage=optim.BFloat16())
+    p.grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16 and optimizer.state[p]["weights"].dtype is torch.float32

@@ -62,6 +62,10 @@ class XGrad(Over):
             why = "its step size depends on the gradient to come"
         elif parts.average is not None or has_solution(self.base.direction) or isinstance(parts.move, Replace):
             why = "its parameters are not its weights already"
+        elif set(self.base.direction.probe(2, self.base.param_groups[0])) & set(self.base.reevaluations):
+            why = "it compares gradients at its own points"
+        elif type(self.base.move_for(self.base.param_groups[0]["params"][0], self.base.param_groups[0])).carry is not Move.carry:
+            why = "its state belongs to the point"
         if why:
             raise TypeError(f"XGrad cannot predict the weights of {name}: {why}; use a base such as Adam, Momentum or Lion")
 

@@ -7,6 +7,7 @@ around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class Over(Optimizer):
         options: EngineOptions = {n: x for n, x in settings.items() if n in EngineOptions.__annotations__}  # type: ignore[assignment]
         hyperparameters = {name: value for name, value in settings.items() if name not in options}
         self.base = _made(type(self).__name__, base, hyperparameters)
+        storage = options.get("storage")
+        if storage is not None:
+            self.base.sentence = replace(self.base.sentence, storage=storage)
         self.check_base()
         parts = self.base.sentence
         step_size: StepSize | None = parts.step_size
