@@ -90,6 +90,16 @@ def test_a_step_is_its_formula(name, lr):
         assert optimizer.energy == pytest.approx(r, rel=1e-10)
 
 
+def test_aegd_refuses_to_go_without_the_loss():
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer = optim.AEGD([p])
+    state = optimizer.init([p.detach()])
+    for step in (lambda: optimizer.update([p.detach()], [OUTSIDE], state), lambda: optimizer.step(lambda: None)):
+        p.grad = OUTSIDE.clone()
+        with pytest.raises(fl.MissingOracle, match="AEGD needs the loss"):
+            step()
+
+
 def test_the_bound_of_a_step_was_reached():
     for name in BOUNDED:
         _, metric, start = METRICS[name]

@@ -179,6 +179,20 @@ def test_sgd_sai_does_not_measure_a_step_that_is_skipped():
     assert float(optimizer.state[p]["scale"]) == 1.0 and float(p[4]) < 0
 
 
+def test_sgd_sai_s_scales_are_right_beside_quantised_state():
+    ends = []
+    for storage in (None, optim.Blockwise8bit()):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.zeros(n)) for n in (5000, 4100, 131_072)]
+        optimizer = optim.SGDSaI(params, storage=storage)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        ends.append([p.detach() for p in params])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_the_report_of_scales_is_what_the_optimizer_uses():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))

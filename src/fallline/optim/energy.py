@@ -186,6 +186,8 @@ class AEGD(_WithEnergy):
         super().__init__(params, EntrywiseEnergy(), {"lr": lr, "c": c, "weight_decay": weight_decay}, **options)
 
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
+        if loss is None and acts(self.param_groups):
+            refuse("AEGD", "the loss", closure=True)
         group = self.param_groups[0]
         home = views[0].gradient
         value = torch.zeros((), dtype=home.dtype) if loss is None else torch.as_tensor(loss)

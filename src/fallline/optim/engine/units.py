@@ -107,7 +107,8 @@ class Unit:
         for i, state in enumerate(states):
             values[i] = state[name] if name in state else float(declared.start(self.locals[i], codec.dtype))
             shown[i][name] = values[i]
-        return self.spread(values).reshape(-1)
+        found = self.spread(values)
+        return found if found.ndim else found.reshape(1)
 
     def tile_piece(self, buffer: Tensor, index: int) -> Tensor:
         """The buffer as the kernel takes it; scales (index 1) stay one number a block."""
