@@ -118,7 +118,10 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_an_interrupt_ends_everything_and_only_the_parent_speaks(early: bool, tmp_path: Path) -> None:
     file = tmp_path / "pids"
     command = [sys.executable, str(SCRIPT), "processes", f"gloo_noting,{file}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+    # A shell's background job ignores interrupts, and hands that on to what it starts.
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          preexec_fn=listening) as parent:
         assert parent.stdout and parent.stdout.readline() == "submitted\n"
         pids = [] if early else jobs.noted(file, 2)
         os.killpg(parent.pid, signal.SIGINT)
