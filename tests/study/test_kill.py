@@ -77,7 +77,7 @@ class KilledRun:
                 self.start()
             time.sleep(0.01)
         time.sleep(self.chance.uniform(0, PAUSE * logged_run.STEPS))
-        before, workers = self.stored(), jobs.workers(self.process.pid)
+        before, workers = finished(self.stored()), jobs.workers(self.process.pid)
         if victim == "worker":
             os.kill(self.chance.choice(workers), signal.SIGKILL)
         else:
@@ -105,13 +105,13 @@ class KilledRun:
     def check(self) -> None:
         """What was finished once is there as it was, and none of it has been started since the last start."""
         now = self.stored()
-        finished = {id: row for id, row in now.items() if row[4] != "error"}
-        assert self.kept.items() <= finished.items()
-        self.errors |= now.keys() - finished.keys()
+        done = finished(now)
+        assert self.kept.items() <= done.items()
+        self.errors |= now.keys() - done.keys()
         if self.kept:
             lines = self.log.read_text().splitlines()[self.lines :]
             assert not self.begun_with & {tuple(json.loads(line)) for line in lines}
-        self.kept = finished
+        self.kept = done
 
     def stored(self) -> Stored:
         """Every stored trial by its id: the time of writing, momentum, learning rate, seed, status, and the whole text."""
@@ -128,3 +128,8 @@ class KilledRun:
             id: (written, said["hyperparameters"]["momentum"], said["hyperparameters"]["lr"], said["seed"], status, record, curve)
             for id, (written, status, said, record, curve) in texts.items()
         }
+
+
+def finished(stored: Stored) -> Stored:
+    """The stored trials that need not run again."""
+    return {id: row for id, row in stored.items() if row[4] != "error"}
