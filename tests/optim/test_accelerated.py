@@ -252,3 +252,21 @@ def test_a_refused_group_is_not_kept():
     with pytest.raises(ValueError, match="mu"):
         optimizer.add_param_group({"params": [q], "mu": 1e3})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_group_s_own_curvature_and_mixing_bring_what_follows_from_them():
+    """γ₀ follows from the group's μ, α from its β, and the tail average from its own start."""
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    grouped = lambda make, **own: make([{"params": [nn.Parameter(x.clone())], **own}])
+    alone = lambda make, **own: make([nn.Parameter(x.clone())], **own)
+    for make, own in ((StochasticAGD, {"mu": 3.0}), (StochasticAGD, {"mu": 0.0, "smoothness": 50.0}), (AcceleratedSGD, {"beta": 0.3}),
+                      (AcceleratedSGD, {"tail_start": 2})):
+        ends = []
+        for optimizer in (grouped(make, **own), alone(make, **own)):
+            p = optimizer.param_groups[0]["params"][0]
+            for _ in range(5):
+                p.grad = p.detach() * torch.tensor([3.0, 10.0], dtype=torch.float64)
+                optimizer.step()
+            with optimizer.solution():
+                ends.append(p.detach().clone())
+        assert torch.equal(*ends)

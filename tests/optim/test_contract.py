@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -404,3 +405,27 @@ def test_a_trainer_s_loop(name):
     same(whole[0], again[0])
     assert [group["weight_decay"] for group in again[1].param_groups] == [0.1, 0.0]
     assert again[2].get_last_lr() == whole[2].get_last_lr()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDY])
+def test_the_pure_form_keeps_nothing_that_the_caller_may_write_to(name):
+    params = [p.detach().clone() for p in network(torch.float64).parameters()]
+    optimizer = make(name, [nn.Parameter(p) for p in params])
+    state = optimizer.init(params)
+    gradients = [torch.randn(p.shape, dtype=p.dtype, generator=fl.Key(i).generator()) for i, p in enumerate(params)]
+    found, state = optimizer.update(params, gradients, state)
+    before = copy.deepcopy((found, state))
+    for tensor in (*params, *gradients):
+        tensor.fill_(math.nan)
+    for kept, old in zip(state, before[1], strict=True):
+        assert all(torch.equal(kept[n], old[n]) for n in old if isinstance(old[n], torch.Tensor) and not old[n].isnan().any())
+    assert all(torch.equal(a, b) for a, b in zip(found, before[0], strict=True))
+
+
+def test_warnings_point_at_the_line_that_caused_them():
+    p = nn.Parameter(torch.ones(3))
+    for cause in (lambda: optim.Gravity([p], lr=1e-3, alpha=0.1), lambda: optim.Lion([p], lr=0.1, weight_decay=0.0),
+                  lambda: optim.AdEMAMix([p], warmup_steps=10), lambda: optim.XGrad([p], base="ademamix", warmup_steps=10)):
+        with pytest.warns(UserWarning) as found:
+            cause()
+        assert {warning.filename for warning in found} == {__file__}

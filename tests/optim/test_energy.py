@@ -227,7 +227,7 @@ def test_a_start_off_the_constraint_is_refused(start, constraint, message):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"constraint": "ball"}, r"constraint must be 'simplex', 'positive' or a pair \(B, b\) for B x = b, got 'ball'"),
+    ({"constraint": "ball"}, r"constraint must be 'simplex', 'positive' or a pair of tensors \(B, b\) for B x = b, got 'ball'"),
     ({"constraint": (ROWS, torch.zeros(3))}, r"must be a matrix and a vector .* got shapes \(2, 4\) and \(3,\)"),
     ({"constraint": "simplex", "precond": free}, "two choices of one metric"),
 ])
@@ -273,3 +273,72 @@ def test_aegd_starts_anew():
 def test_it_solves(optimizer):
     result = fl.solve(fl.Smooth(value, OUTSIDE), fl.Train(optimizer, lr=0.2, c=20.0), fl.Budget(steps=2_000))
     assert float(slope(result.x).norm()) < 1e-6
+
+
+@pytest.mark.parametrize("constraint", [None, "positive"])
+def test_groups_with_their_own_rates_are_a_metric(constraint):
+    """r is charged for every tensor at its own η, and no entry of any loses more than 0.9 of itself."""
+    rates = torch.tensor([8.0, 8.0, 0.3, 0.3], dtype=torch.float64)
+    start = INSIDE if constraint else OUTSIDE
+    metric = (lambda x, g: rates * x * g) if constraint else (lambda x, g: rates * g)
+    first, last = nn.Parameter(start[:2].clone()), nn.Parameter(start[2:].clone())
+    optimizer = optim.AEPG([{"params": [last], "lr": 0.3}, {"params": [first], "lr": 8.0}], c=2.0, constraint=constraint)
+    points, energies = steps(start, metric, 1.0, 2.0, constraint is not None, count=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for x, r in zip(points[1:], energies[1:], strict=True):
+            optimizer.step(lambda: _backward(torch.cat([first, last])))
+            torch.testing.assert_close(torch.cat([first, last]).detach(), x, rtol=1e-10, atol=1e-10)
+            assert optimizer.energy == pytest.approx(r, rel=1e-10)
+            first.grad = last.grad = None
+
+
+def _backward(x):
+    loss = value(x)
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD])
+@pytest.mark.parametrize("own", [{"c": 2.0}, {"maximize": True}])
+def test_one_loss_has_one_constant_and_one_sign(make, own):
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=f"{next(iter(own))} must be the same in all groups of {make.__name__}"):
+        make([{"params": [p]}, {"params": [q], **own}])
+    optimizer = make([p])
+    with pytest.raises(ValueError, match="must be the same"):
+        optimizer.add_param_group({"params": [q], **own})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_an_energy_in_eight_bits_starts_anew():
+    p = nn.Parameter(OUTSIDE.clone())
+    optimizer = optim.AEGD([p], lr=0.1, storage=optim.Blockwise8bit(block=4, min_size=1))
+    step = lambda: optimizer.step(lambda: _backward(p))
+    for _ in range(3):
+        p.grad = None
+        step()
+    optimizer.restart()
+    p.grad = None
+    root = math.sqrt(float(value(p.detach())) + 1)
+    before, v = p.detach().clone(), slope(p.detach()) / (2 * root)
+    step()
+    torch.testing.assert_close(p.detach(), before - 0.2 * root / (1 + 0.2 * v**2) * v, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [optim.XGrad, optim.GradReg])
+def test_a_loss_that_c_does_not_lift_is_refused_around_aegd_as_well(make):
+    p = nn.Parameter(torch.ones(2))
+    problem = fl.Smooth(lambda x: (x * x).sum() - 5, p.detach().clone())
+    optimizer = make([p], base=optim.AEGD, c=1.0)
+    with pytest.raises(ValueError, match=r"AEGD needs f \+ c > 0, but f \+ c is -2 with c = 1"):
+        optimizer.step(problem.bind(p))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"precond": 3}, "precond must be a function"), ({"constraint": 3}, "constraint must be 'simplex', 'positive' or a pair"),
+    ({"constraint": (1, 2)}, "constraint must be 'simplex', 'positive' or a pair of tensors"),
+])
+def test_metrics_that_are_none_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        optim.AEPG([nn.Parameter(torch.ones(2))], **settings)

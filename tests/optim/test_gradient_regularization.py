@@ -1,5 +1,7 @@
 """What gradient regularisation does to a diagonal linear network, and that it descends where the objective is maximized."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +61,49 @@ def test_the_diagonal_network_is_its_formula():
     assert float(entries.mean()) == pytest.approx(5, abs=0.05) and float(entries.var()) == pytest.approx(5, abs=0.1)
     with pytest.raises(ValueError, match="k must be between 1 and d = 30, got 31"):
         problems.diagonal_linear_net(d=30, k=31)
+
+
+@pytest.mark.parametrize(("base", "name"), [(functools.partial(optim.MARS, exact=True), "MARS"), (optim.OASIS, "OASIS")])
+def test_a_rule_that_compares_gradients_itself_is_refused(base, name):
+    with pytest.raises(TypeError, match=f"GradReg cannot go over {name} as it is set: it compares gradients at its own points"):
+        optim.GradReg([nn.Parameter(torch.ones(2, 2))], base=base)
+
+
+def test_there_is_no_pure_form():
+    p = nn.Parameter(torch.ones(2))
+    optimizer = optim.GradReg([p])
+    with pytest.raises(fl.MissingOracle, match=r"GradReg.update\(\) takes gradients only"):
+        optimizer.update([p], [torch.ones(2)], optimizer.init([p]))
+
+
+@pytest.mark.parametrize("mode", ["forward", "double"])
+def test_gradients_of_parameters_of_others_are_as_after_one_evaluation(mode):
+    point = {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.ones(2))}
+    problem = fl.Smooth(lambda x: (x["a"] ** 2 * x["b"]).sum(), {n: p.detach().clone() for n, p in point.items()})
+    optim.GradReg([point["a"]], mode=mode).step(problem.bind(point))
+    torch.testing.assert_close(point["b"].grad, torch.ones(2))
+
+
+def test_double_asks_for_an_objective_of_its_parameters():
+    inside, outside = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    outside.grad = torch.ones(2)
+    problem = fl.Smooth(lambda x: (x**2).sum(), inside.detach().clone())
+    with pytest.raises(fl.MissingOracle, match="Hessian-vector products of every parameter it optimizes"):
+        optim.GradReg([inside, outside], mode="double").step(problem.bind(inside))
+
+
+@pytest.mark.parametrize(("base", "group", "message"), [
+    (optim.StochasticAGD, {"mu": 200.0}, "mu must be at most smoothness, got 200.0 and 100.0"),
+    (optim.AdamW, {"betas": 0.9}, "betas must be 2 numbers, got 0.9"), (optim.EXAdam, {"eps": 0.0}, "eps must be a finite number > 0"),
+    (optim.AEGD, {"c": 3.0}, "c must be the same in all groups"),
+])
+def test_groups_are_checked_as_the_base_checks_them(base, group, message):
+    optimizer = optim.GradReg([nn.Parameter(torch.ones(2))], base=base)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], **group})
+    assert len(optimizer.param_groups) == 1
+    state = optimizer.state_dict()
+    if base is not optim.StochasticAGD and base is not optim.AEGD:  # pairs of values and groups are checked where they are made
+        state["param_groups"][0].update(group)
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)

@@ -148,7 +148,8 @@ def test_ademamix_needs_one_buffer_less_without_a_fast_average():
 def test_ademamix_warns_of_an_average_that_outlives_the_run():
     with pytest.warns(UserWarning, match=r"betas\[2\]=0.9999 forgets half in 6931 steps.*warmup_steps=2000"):
         optim.AdEMAMix(parameter(), warmup_steps=2000)
-    assert optim.AdEMAMix(parameter()).param_groups[0]["warmup_steps"] == 6931
+    with pytest.raises(ValueError, match=r"betas must be 3 numbers, got 0\.9"):
+        optim.AdEMAMix(parameter(), betas=0.9)
 
 
 def test_exadam_s_step_grows_and_says_so():
@@ -172,7 +173,7 @@ def test_exadam_s_step_grows_and_says_so():
     (optim.AdamGS, {"horizon": 0}, "horizon must be a whole number >= 1, got 0"),
     (optim.AdamGS, {"c": -1.0}, "c must be a finite number > 0, got -1.0"),
     (optim.AdamGS, {"beta1": 1.0}, r"beta1 must be a number in \[0, 1\), got 1.0"),
-    (optim.AdamGS, {"zeta": 0.0}, "eps must be a finite number > 0, got 0.0; it is ζ"),
+    (optim.AdamGS, {"zeta": 0.0}, "zeta must be a finite number > 0, got 0.0; it alone"),
     (optim.RMSPropGS, {"v0": -1.0}, "v0 must be a finite number >= 0, got -1.0"),
 ])
 def test_bad_settings_are_refused_at_the_door(make, settings, message):

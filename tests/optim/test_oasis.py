@@ -161,9 +161,69 @@ def test_a_step_needs_curvature():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"mode": "adam"}, "mode must be one of 'adaptive', 'fixed', 'momentum', got 'adam'"),
     ({"alpha": 0.0}, "alpha must be a finite number > 0, got 0.0; it keeps D̂ from 0"),
-    ({"lr0": 0.0}, "lr0 must be a finite number > 0"), ({"warm_samples": 0}, "got 0"), ({"beta2": 1.0}, "beta2 must be"),
+    ({"lr0": 0.0}, "lr0 must be a finite number > 0"),
+    ({"warm_samples": 0}, "warm_samples must be a whole number >= 1, got 0"), ({"beta2": 1.0}, "beta2 must be"),
     ({"beta1": -0.1}, "beta1 must be"),
 ])
 def test_it_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         optim.OASIS([nn.Parameter(START.clone())], **settings)
+
+
+def test_a_parameter_that_comes_late_takes_no_part_in_its_first_comparison():
+    """Its first gradient is not a change, and it does not set the step size back to the first."""
+    early, late = nn.Parameter(START[:1].clone()), nn.Parameter(START[1:].clone())
+    whole = lambda x: value(torch.cat(list(x)), TARGETS[0])
+    problem = fl.Smooth(whole, [early.detach(), late.detach()])
+    first = fl.Smooth(lambda x: value(torch.cat([x, START[1:]]), TARGETS[0]), early.detach())
+    optimizer = optim.OASIS([{"params": [late]}, {"params": [early]}], lr0=1e-3)
+    for _ in range(2):
+        optimizer.step(first.bind(early))
+    at, before = early.detach().clone(), optimizer.state[early]["previous_point"].clone()
+    rate, growth = float(optimizer.state[early]["rate"]), float(optimizer.state[early]["growth"])
+    optimizer.step(problem.bind([early, late]))
+    scale = optimizer.state[early]["curvature"].abs().clamp(min=1e-5)
+    gradient = lambda x: slope(torch.cat([x, START[1:]]), TARGETS[0])[:1]
+    smooth = float(((at - before) ** 2 * scale).sum().sqrt() / (2 * ((gradient(at) - gradient(before)) ** 2 / scale).sum().sqrt()))
+    expected = min(math.sqrt(1 + growth) * rate, smooth)
+    assert float(optimizer.state[early]["rate"]) == pytest.approx(expected, rel=1e-10)
+    assert float(optimizer.state[late]["rate"]) == float(optimizer.state[early]["rate"])
+
+
+def test_a_parameter_that_rests_is_not_moved_for_the_comparison():
+    moving, resting = nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())
+    seen = []
+
+    def whole(x):
+        seen.append(x[1].detach().clone())
+        return value(torch.cat(list(x)), TARGETS[0])
+
+    problem = fl.Smooth(whole, [moving.detach(), resting.detach()])
+    optimizer = optim.OASIS([moving, resting])
+    for _ in range(2):
+        optimizer.step(problem.bind([moving, resting]))
+    bound, here = problem.bind([moving, resting]), resting.detach().clone()
+
+    class Frozen:
+        variables = bound.variables
+        hvp = bound.hvp
+
+        def __call__(self):
+            loss = bound()
+            resting.grad = None
+            return loss
+
+    seen.clear()
+    optimizer.step(Frozen())
+    assert all(torch.equal(x, here) for x in seen) and torch.equal(resting, here)
+
+
+def test_a_group_may_have_a_rate_of_its_own_in_every_mode():
+    for mode in ("fixed", "momentum"):
+        p = nn.Parameter(START.clone())
+        optimizer = optim.OASIS([{"params": [p], "lr0": 0.02}], lr0=0.5, mode=mode)
+        problem = fl.Smooth(lambda x: value(x, TARGETS[0]), START)
+        optimizer.step(problem.bind(p))
+        scale = optimizer.state[p]["curvature"].abs().clamp(min=1e-5)
+        step = slope(START, TARGETS[0]) * (0.1 if mode == "momentum" else 1.0)
+        torch.testing.assert_close(p.detach(), START - 0.02 * step / scale, rtol=1e-12, atol=1e-12)

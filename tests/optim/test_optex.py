@@ -12,7 +12,7 @@ from torch import nn
 import fallline as fl
 from fallline import optim
 from fallline.core import tree
-from fallline.core.errors import MissingOracle, NonFiniteError
+from fallline.core.errors import NonFiniteError
 from fallline.optim import SGD, Adam, DoG, Frugal, Lion, Momentum, OptEx, Shampoo
 from fallline.optim.optex import COORDINATES, SCALES
 
@@ -102,8 +102,10 @@ def test_rules_of_any_kind_predict_their_way(rule):
 
 
 def test_a_rule_that_needs_more_than_gradients_is_refused():
-    with pytest.raises(MissingOracle, match=r"Sophia\.update"):
-        fl.solve(training(), OptEx(optim.Sophia, lr=1e-3), fl.Budget(steps=2))
+    for rule, need in ((optim.Sophia, "Sophia needs gnb"), (optim.OASIS, "OASIS needs gradient at the previous point, hutchinson"),
+                       ("aegd", "AEGD needs the loss"), (optim.GradReg, "GradReg needs the loss")):
+        with pytest.raises(ValueError, match=f"optimizer must need gradients only, which are predicted, and {need}"):
+            fl.solve(training(), OptEx(rule), fl.Budget(steps=2))
 
 
 def test_a_chain_of_one_is_the_rule_alone():

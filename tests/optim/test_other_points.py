@@ -108,6 +108,9 @@ def test_exact_mars_refuses_a_bare_step_and_freezes_masks_and_statistics():
     assert objective.counts["gradients"] == 5
     with pytest.raises(fl.MissingOracle, match=r"the gradient of this batch at the previous weights.*step\(closure\)"):
         optimizer.step()
+    fresh = optim.MARS(model.parameters(), exact=True)
+    with pytest.raises(fl.MissingOracle, match=r"step\(closure\)"):  # at the first step already, which needs none
+        fresh.step()
 
 
 def test_exact_mars_s_other_gradient_is_that_of_the_whole_model_at_its_previous_weights():
@@ -141,7 +144,8 @@ def test_exact_mars_s_other_gradient_is_that_of_the_whole_model_at_its_previous_
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"variant": "sgd"}, "variant must be one of 'adamw', 'lion', 'shampoo', got 'sgd'"),
-    ({"gamma": 0.0}, "gamma must be a finite number > 0, got 0.0"),
+    ({"gamma": 0.0}, "gamma must be a finite number > 0, got 0.0"), ({"lr": "x"}, "lr must be a finite number >= 0, got 'x'"),
+    ({"lr_1d": None}, "lr_1d must be a finite number >= 0, got None"),
     ({"betas_1d": (0.9, 1.0)}, r"betas_1d\[1\] must be a number in \[0, 1\)"),
 ])
 def test_mars_refuses(settings, message):
@@ -303,3 +307,41 @@ def test_a_rule_around_another_keeps_its_state_in_the_storage_it_was_given():
     p.grad = torch.ones(4)
     optimizer.step()
     assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16 and optimizer.state[p]["weights"].dtype is torch.float32
+
+
+def test_exact_mars_leaves_a_resting_parameter_where_it_is():
+    moving, resting = (nn.Parameter(torch.full((2, 2), 0.5, dtype=torch.float64)) for _ in range(2))
+    optimizer = optim.MARS([moving, resting], exact=True, lr=0.1)
+    seen = []
+
+    def closure():
+        optimizer.zero_grad()
+        seen.append(resting.detach().clone())
+        loss = (moving**2).sum() + ((resting**2).sum() if resting.requires_grad else 0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    resting.requires_grad_(False)
+    here = resting.detach().clone()
+    seen.clear()
+    optimizer.step(closure)
+    assert len(seen) == 2 and all(torch.equal(x, here) for x in seen) and torch.equal(resting, here)
+
+
+def test_exact_mars_keeps_the_gradients_of_parameters_of_others():
+    point = {"a": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(2, 2))}
+    problem = fl.Smooth(lambda x: (x["a"] * x["b"] ** 2).sum(), {n: p.detach().clone() for n, p in point.items()})
+    optimizer = optim.MARS([point["a"]], exact=True, lr=0.1)
+    for _ in range(2):
+        point["b"].grad = None
+        before = point["a"].detach().clone()
+        optimizer.step(problem.bind(point))
+    torch.testing.assert_close(point["b"].grad, 2 * before)
+
+
+@pytest.mark.parametrize("steps", [-1.0, "one", float("nan")])
+def test_xgrad_needs_a_number_of_steps(steps):
+    with pytest.raises(ValueError, match="steps must be a finite number >= 0"):
+        optim.XGrad([nn.Parameter(torch.ones(2))], steps=steps)

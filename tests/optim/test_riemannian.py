@@ -305,3 +305,30 @@ def test_geoopt_s_own_debiases_in_both_cases_and_ours_as_the_paper_says(amsgrad)
             optimizer.step()
         torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-9, atol=1e-10)
     assert amsgrad != torch.allclose(plain.detach(), theirs.detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [optim.RiemannianAdam, optim.RiemannianAdagrad])
+@pytest.mark.parametrize("manifold", [geoopt.EuclideanStiefel(), geoopt.EuclideanStiefelExact(), geoopt.SymmetricPositiveDefinite(),
+                                      geoopt.BirkhoffPolytope(), geoopt.SphereExact()], ids=lambda m: type(m).__name__)
+def test_it_descends_on_other_manifolds_and_stays_there(manifold, make):
+    torch.manual_seed(0)
+    draw = getattr(manifold, "random", None) or (lambda *shape: manifold.projx(torch.randn(shape)))
+    start, target = (manifold.projx(draw(3, 3).double()) for _ in range(2))
+    p = geoopt.ManifoldParameter(start.clone(), manifold=manifold)
+    optimizer = make([p], lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = ((p - target) ** 2).sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert manifold.check_point_on_manifold(p.detach())
+
+
+def test_a_manifold_that_lacks_something_is_named():
+    manifold = geoopt.Stiefel()
+    p = geoopt.ManifoldParameter(manifold.projx(torch.eye(3)), manifold=manifold)
+    with pytest.raises(TypeError, match=r"RiemannianAdam needs norms of components and a transport .* geoopt's .* lacks one of them"):
+        optim.RiemannianAdam([p])

@@ -227,3 +227,51 @@ def test_a_compiled_kernel_sees_whole_tensors(name, monkeypatch):
     for a, b in zip(*ends, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
     assert plan.PACKED_UP_TO < 300 * 1000
+
+
+def test_gravity_s_throw_is_that_of_the_rate_a_schedule_started_from():
+    p = torch.nn.Parameter(torch.zeros(100, 100))
+    optimizer = optim.Gravity([p], lr=0.5, alpha=0.1)
+    torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=10)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert float((2 * optimizer.state[p]["velocity"]).std()) == pytest.approx(0.2, rel=0.03)
+
+
+def test_sgd_sai_s_pure_form_measures_those_who_come_late_against_its_own_states():
+    generator = torch.Generator().manual_seed(0)
+    early, late = torch.zeros(20, 20), torch.zeros(4, 4)
+    optimizer = optim.SGDSaI([torch.nn.Parameter(early), torch.nn.Parameter(late)])
+    params, state = [early, late], optimizer.init([early, late])
+    for gradients in ([torch.randn(20, 20, generator=generator), None], [torch.ones(20, 20), torch.randn(4, 4, generator=generator)]):
+        params, state = optimizer.update(params, gradients, state)
+    assert float(state[0]["scale"]) == 1.0
+    assert float(state[1]["scale"]) == pytest.approx(4 / 20, rel=0.1) and not optimizer.state
+
+
+def test_sgd_sai_takes_the_eps_of_the_group():
+    one, two = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = optim.SGDSaI([{"params": [one], "eps": 1e-8}, {"params": [two], "eps": 100.0}])
+    one.grad = two.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    assert float(optimizer.state[one]["scale"]) == 1.0
+    assert float(optimizer.state[two]["scale"]) == pytest.approx(math.sqrt(2) / (math.sqrt(2) + 100), rel=1e-6)
+
+
+def test_a_first_gradient_that_is_not_finite_does_not_spoil_the_scales_of_others():
+    good, bad = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    good.grad, bad.grad = torch.tensor([1.0, -1.0]), torch.tensor([math.inf, 0.0])
+    optimizer = optim.SGDSaI([good, bad], nonfinite="ignore")
+    optimizer.step()
+    assert float(optimizer.state[good]["scale"]) == 1.0 and torch.isfinite(good).all()
+
+
+def test_how_far_outside_lion_is_and_the_weights_of_xgrad():
+    p = torch.nn.Parameter(torch.tensor([3.0, -5.0]))
+    assert optim.constraint_violation(optim.Lion([p], weight_decay=0.5)) == 3.0
+    around = optim.XGrad([p], base=optim.LionK, kappa="l2", weight_decay=1.0, lr=1.0)
+    p.grad = torch.tensor([0.0, 1.0])
+    around.step()  # x = (1 - 1 * 1) x - (0, 1), and the point is (0, -2)
+    assert optim.constraint_violation(around) == 0.0 and float(p[1].detach()) == -2.0
+    with pytest.raises(TypeError, match="optimizer must be a LionK or a Lion, whose decay is a constraint, got AdamW"):
+        optim.constraint_violation(optim.AdamW([p]))

@@ -11,7 +11,6 @@ Riedl, Klock, Geldhauser, Fornasier: Gradient is all you need?, arXiv 2306.09778
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,6 +23,7 @@ from fallline.core.method import AskTell, Report, State
 from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range, Uniform
+from fallline.core.warning import warn
 
 
 def consensus_point(points: Tensor, values: Tensor, alpha: float) -> Tensor:
@@ -102,9 +102,9 @@ class CBO(AskTell):
         x0 = problem.x0
         dimension = x0.numel() if self.noise == "isotropic" else 1
         if 2 * self.lam <= dimension * self.sigma**2:
-            warnings.warn(f"the theory's contraction needs 2·lam > {'d·' if dimension > 1 else ''}sigma², and here "
-                          f"2·lam = {2 * self.lam:g} and the right side is {dimension * self.sigma**2:g}: the population may "
-                          f"spread; sigma below {math.sqrt(2 * self.lam / dimension):.3g} is safe", stacklevel=2)
+            warn(f"the theory's contraction needs 2·lam > {'d·' if dimension > 1 else ''}sigma², and here "
+                 f"2·lam = {2 * self.lam:g} and the right side is {dimension * self.sigma**2:g}: the population may spread; sigma "
+                 f"below {math.sqrt(2 * self.lam / dimension):.3g} is safe")
         generator = key.fold("start").generator()
         if "bounds" in problem.facts:
             low, high = (torch.as_tensor(b, dtype=x0.dtype) for b in problem.facts["bounds"])

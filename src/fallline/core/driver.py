@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fallline.core.method import Method
 from fallline.core.problem import Problem
 from fallline.core.result import Result
 from fallline.core.run import Moment, Run
+from fallline.core.warning import warn
 
 __all__ = ["DEFAULT_BUDGET", "Moment", "solve"]
 
@@ -116,7 +116,7 @@ def solve(
     finally:
         method.close(run.state)
     if tol is not None and run.step and not run.has_gap:
-        warnings.warn(f"tol={tol:g} has no effect: {method!r} reports no gap, and runs to the end of its budget", stacklevel=2)
+        warn(f"tol={tol:g} has no effect: {method!r} reports no gap, and runs to the end of its budget")
     return run.result()
 
 

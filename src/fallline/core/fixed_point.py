@@ -107,7 +107,7 @@ class ParallelMap:
 
 def check_executor(executor: str) -> None:
     """Refuse an executor that is unknown or cannot work here."""
-    if executor not in EXECUTORS:
+    if not isinstance(executor, str) or executor not in EXECUTORS:
         raise ValueError(f"executor must be {', '.join(map(repr, EXECUTORS))}, got {executor!r}")
     if executor == "processes" and "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError("executor='processes' needs a system that forks processes; use 'threads'")

@@ -84,9 +84,9 @@ class GradientPredictor:
 
 def check_kernel(kernel: str, noise: float) -> None:
     """Refuse an unknown kernel and a noise that is no variance."""
-    if kernel not in KERNELS:
+    if not isinstance(kernel, str) or kernel not in KERNELS:
         raise ValueError(f"kernel must be {' or '.join(map(repr, KERNELS))}, got {kernel!r}")
-    if isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not (math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be a number of at least 0, the variance σ² added to the kernel's diagonal, got {noise!r}")
 
 

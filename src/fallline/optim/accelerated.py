@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
+from torch import Tensor
+
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.coupled import ConstantCoupling, EstimateSequence, Variant
-from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Direction, Displace, Gradient
 
@@ -67,18 +68,13 @@ class StochasticAGD(Optimizer):
                  **options: Unpack[EngineOptions]) -> None:
         if variant not in get_args(Variant):
             raise ValueError(f"variant must be one of {', '.join(map(repr, get_args(Variant)))}, got {variant!r}")
-        check("mu", mu)
-        gamma0 = (mu or smoothness) if gamma0 is None else gamma0
         defaults = {"lr": lr, "smoothness": smoothness, "mu": mu, "growth": growth, "gamma0": gamma0, "betas": betas, "eps": eps,
                     "weight_decay": weight_decay}
         direction = EstimateSequence(_direction(primal, defaults), variant)
         super().__init__(params, direction, defaults, move=Displace(), **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def check_group(self, group: Mapping[str, Any]) -> None:
         if group["mu"] > group["smoothness"]:
-            self.param_groups.pop()
             raise ValueError(f"mu must be at most smoothness, got {group['mu']} and {group['smoothness']}: no function is more "
                              "strongly convex than it is smooth")
 
@@ -118,7 +114,7 @@ class AcceleratedSGD(Optimizer):
     beta : float, default 0.05
         β in [0, 1).
     alpha : float, optional
-        α in (0, 1]; 1 / (1 + β) by default. A group with a β of its own needs its own α.
+        α in (0, 1]; 1 / (1 + β) by default.
     tail_start : int, optional
         s: the answer is the mean of w over all steps after the s-th, before that the newest w. By default there is no mean and the
         answer is w. 0 is the mean over the whole run, which keeps the start in the answer and forfeits the acceleration.
@@ -138,21 +134,16 @@ class AcceleratedSGD(Optimizer):
     def __init__(self, params: Any, lr: float = 1.0, primal_step: float = 0.01, dual_step: float = 0.1, beta: float = 0.05,
                  alpha: float | None = None, tail_start: int | None = None, weight_decay: float = 0.0,
                  **options: Unpack[EngineOptions]) -> None:
-        check("beta", beta)
-        defaults = {"lr": lr, "primal_step": primal_step, "dual_step": dual_step, "beta": beta,
-                    "alpha": 1 / (1 + beta) if alpha is None else alpha, "tail_start": tail_start or 0, "weight_decay": weight_decay}
-        direction = ConstantCoupling(averages=tail_start is not None)
-        super().__init__(params, direction, defaults, move=Displace(), **options)
+        defaults = {"lr": lr, "primal_step": primal_step, "dual_step": dual_step, "beta": beta, "alpha": alpha,
+                    "tail_start": tail_start, "weight_decay": weight_decay}
+        super().__init__(params, ConstantCoupling(averages=tail_start is not None), defaults, move=Displace(), **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        wrong = None
+    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
+        return ConstantCoupling(averages=group["tail_start"] is not None)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
         if group["dual_step"] < group["primal_step"]:
-            wrong = (f"dual_step must be at least primal_step, got {group['dual_step']} and {group['primal_step']}; "
-                     "equal ones are gradient descent")
-        if not 0 < group["alpha"] <= 1:
-            wrong = f"alpha must be in (0, 1], got {group['alpha']!r}; 1 / (1 + beta) is the paper's"
-        if wrong:
-            self.param_groups.pop()
-            raise ValueError(wrong)
+            raise ValueError(f"dual_step must be at least primal_step, got {group['dual_step']} and {group['primal_step']}; "
+                             "equal ones are gradient descent")
+        if group["alpha"] is not None and not 0 < group["alpha"] <= 1:
+            raise ValueError(f"alpha must be in (0, 1], got {group['alpha']!r}; 1 / (1 + beta) is the paper's")

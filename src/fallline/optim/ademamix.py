@@ -7,8 +7,6 @@ Pagliardini, Ablin, Grangier: The AdEMAMix Optimizer: Better, Faster, Older, arX
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range, Uniform
-from fallline.optim.directions.averages import Averaged, Numerator, WithSlowAverage
+from fallline.core.warning import warn
+from fallline.optim.directions.averages import Averaged, Numerator, WithSlowAverage, half_life
 from fallline.optim.directions.quotient import Quotient
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction
@@ -53,20 +52,11 @@ class AdEMAMix(Optimizer):
         defaults = {"lr": lr, "betas": betas, "alpha": alpha, "warmup_steps": warmup_steps, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, Quotient(WithSlowAverage(Averaged())), defaults, move=DecoupledDecay(), **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        half_life = _half_life(param_group.get("betas", self.defaults["betas"])[-1])
-        steps = param_group.get("warmup_steps", self.defaults["warmup_steps"])
-        if steps is None:
-            param_group["warmup_steps"] = max(1, round(half_life))
-        super().add_param_group(param_group)
-        if steps is not None and half_life > steps / 2:
-            warnings.warn(f"betas[2]={self.param_groups[-1]['betas'][2]:g} forgets half in {half_life:.0f} steps, more than half of "
-                          f"warmup_steps={steps}, and in a run of that length it does harm", stacklevel=3)
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        steps, beta3 = group["warmup_steps"], group["betas"][2]
+        if steps is not None and half_life(beta3) > steps / 2:
+            warn(f"betas[2]={beta3:g} forgets half in {half_life(beta3):.0f} steps, more than half of warmup_steps={steps}, and in a "
+                 "run of that length it does harm")
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         return self.direction if group["betas"][0] > 0 else Quotient(WithSlowAverage(Numerator()))
-
-
-def _half_life(beta: float) -> float:
-    """Steps in which an average forgets half: ln ½ / ln β."""
-    return math.log(0.5) / math.log(beta) if 0 < beta < 1 else 0.0

@@ -94,8 +94,12 @@ def condition(module: nn.Module, names: Iterable[str] | None = None, mode: Mode 
     rate alone, which is effectively lr / ‖w‖². Memory and time O(parameters) a forward pass;
     ``torch.nn.utils.parametrize.cached()`` computes P(W) W once for several passes.
     """
-    if mode not in DIMENSIONS:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}; equilibrate(matrix) is for a single matrix")
+    if not isinstance(mode, str) or mode not in DIMENSIONS:
         raise ValueError(f"mode must be {', '.join(map(repr, DIMENSIONS))}, got {mode!r}")
+    if not isinstance(detach, bool):
+        raise ValueError(f"detach must be True or False, got {detach!r}")
     chosen = _hidden(module) if names is None else _named(module, names)
     for layer, name in chosen:
         _check(module, layer, name, mode)
@@ -158,8 +162,8 @@ def _hidden(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _named(module: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
-    if isinstance(names, str):
-        raise ValueError(f"names must be a list of parameter names, got the string {names!r}; names=[{names!r}]")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"names must be a list of parameter names, got {names!r}; names=[{names!r}]")
     known = dict(module.named_parameters(remove_duplicate=False))
     chosen = []
     for name in dict.fromkeys(names):

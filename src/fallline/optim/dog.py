@@ -6,7 +6,6 @@ Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
 
@@ -14,6 +13,7 @@ import torch
 
 from fallline.core.registry import register
 from fallline.core.space import Range
+from fallline.core.warning import warn
 from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Gradient
@@ -77,9 +77,9 @@ def _warn_of_rounding(groups: Sequence[Mapping[str, Any]], together: bool) -> No
         first = float(group["lr"]) * float(group["reps_rel"]) * (1 + (whole if together else norm))
         if 0 < first < rounding / 2 * norm:
             enough = 1.1 * float(group["reps_rel"]) * rounding / 2 * norm / first
-            warnings.warn(f"reps_rel={group['reps_rel']:g} makes a first step of length {first:.2g}, below the rounding of {dtype} "
-                          f"parameters of norm {norm:.2g}, which may never move; use reps_rel={enough:.1e} or more, or keep the "
-                          "parameters in a higher precision", stacklevel=6)
+            warn(f"reps_rel={group['reps_rel']:g} makes a first step of length {first:.2g}, below the rounding of {dtype} parameters "
+                 f"of norm {norm:.2g}, which may never move; use reps_rel={enough:.1e} or more, or keep the parameters in a higher "
+                 "precision")
             return
 
 

@@ -10,7 +10,6 @@ Liu, Nurbekyan, Tian, Yang: Adaptive Preconditioned Gradient Descent with Energy
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.core.warning import warn
 from fallline.optim.directions.metrics import Affine, CustomMetric, Positive, Simplex
 from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
@@ -33,9 +33,12 @@ Constraint = str | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Energy(StepSize):
-    """r_{k+1} / ℓ with r_{k+1} = r_k / (1 + η ⟨g, u⟩ / (2 ℓ²)), since 2 η r d = η (r / ℓ) u; r is not a number until it starts at ℓ."""
+    """r_{k+1} / ℓ with r_{k+1} = r_k / (1 + ⟨g, η u⟩ / (2 ℓ²)), since 2 η r d = η (r / ℓ) u; r is not a number until it starts at ℓ.
 
-    needs: ClassVar[tuple[str, ...]] = ("loss", "direction_dot_gradient")
+    Groups with η of their own are a metric of their own: η is inside the product.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("loss", "step_dot_gradient")
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {"constant": group["c"], "sign": -1.0 if group["maximize"] else 1.0}
@@ -46,14 +49,14 @@ class Energy(StepSize):
     def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         root = (c.sign * statistics["loss"] + c.constant).sqrt()
         before = torch.where(s["energy"].isnan(), root, s["energy"])
-        slope = statistics["direction_dot_gradient"] / (2 * root * root)
-        share = self.share(before / root, slope, statistics, c)
-        energy = before / (1 + share * c.lr * slope)
+        slope = statistics["step_dot_gradient"] / (2 * root * root)
+        share = self.share(before / root, slope, statistics)
+        energy = before / (1 + share * slope)
         first = torch.where(s["first_energy"].isnan(), root, s["first_energy"])
         return share * energy / root, {"energy": energy, "first_energy": first}
 
-    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors, c: Any) -> Tensor | float:
-        """The part of η that is taken, from r_k / ℓ and ⟨g, u⟩ / (2 ℓ²)."""
+    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors) -> Tensor | float:
+        """The part of η that is taken, from r_k / ℓ and ⟨g, η u⟩ / (2 ℓ²)."""
         return 1.0
 
 
@@ -64,9 +67,9 @@ class EnergyInside(Energy):
     needs: ClassVar[tuple[str, ...]] = (*Energy.needs, "largest_relative_decrease")
     fraction: float = 0.9
 
-    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors, c: Any) -> Tensor | float:
-        # η (r / ℓ) D / (1 + η q) = fraction, with D the largest relative decrease of u and q the slope; D itself is bounded otherwise.
-        limit = self.fraction / (c.lr * (ratio * statistics["largest_relative_decrease"] - self.fraction * slope))
+    def share(self, ratio: Tensor, slope: Tensor, statistics: Tensors) -> Tensor | float:
+        # σ (r / ℓ) D / (1 + σ q) = fraction, with D the largest relative decrease of η u, q the slope; D itself is bounded otherwise.
+        limit = self.fraction / (ratio * statistics["largest_relative_decrease"] - self.fraction * slope)
         return torch.where(limit > 0, limit.clamp(max=1.0), 1.0)
 
 
@@ -92,23 +95,33 @@ class _WithEnergy(Optimizer):
     positive: ClassVar[Mapping[str, str]] = {"c": "about 10 f(x₀) is safe; 1 is the paper's"}
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 10.0)}
 
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        for name in ("c", "maximize"):
+            if group[name] != self.param_groups[0][name]:
+                raise ValueError(f"{name} must be the same in all groups of {type(self).__name__}, whose energy is that of one loss, "
+                                 f"got {self.param_groups[0][name]!r} and {group[name]!r}")
+
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None and acts(self.param_groups):
             refuse(type(self).__name__, "the loss", closure=True)
         loss = super().evaluate(closure)
-        for group in self.param_groups if loss is not None else ():
-            total = (-1 if group["maximize"] else 1) * float(torch.as_tensor(loss).detach()) + group["c"]
+        if loss is not None:
+            total, c = float(self.shifted(torch.as_tensor(loss).detach())), self.param_groups[0]["c"]
             if total <= 0:
-                raise ValueError(f"{type(self).__name__} needs f + c > 0, but f + c is {total:g} with c = {group['c']:g}; take a "
-                                 "larger c")
+                raise ValueError(f"{type(self).__name__} needs f + c > 0, but f + c is {total:g} with c = {c:g}; take a larger c")
         return loss
+
+    def shifted(self, loss: Tensor) -> Tensor:
+        """f + c of what is minimised."""
+        group = self.param_groups[0]
+        return (-loss if group["maximize"] else loss) + group["c"]
 
     def restart(self) -> None:
         """Let the energy start anew from √(f + c) at the next step, after it has become too small to move anything."""
+        self._plan = None  # what is left out of the state starts again
         for state in self.state.values():
-            for name in ("energy", "first_energy"):
-                if name in state:
-                    state[name].fill_(math.nan)
+            for name in [name for name in state if name.startswith(("energy", "first_energy"))]:
+                del state[name]
 
 
 @register("aepg")
@@ -124,9 +137,9 @@ class AEPG(_WithEnergy):
     ----------
     params : iterable of Tensor or dict
     lr : float, default 0.1
-        η.
+        η. Groups may have their own.
     c : float, default 1
-        About 10 f(x₀) is safer.
+        About 10 f(x₀) is safer. The same for all groups.
     precond : callable, optional
         ``(x, g) -> A(x) g`` on one flattened tensor; A symmetric and positive semidefinite.
     constraint : "simplex", "positive" or (B, b), optional
@@ -142,6 +155,8 @@ class AEPG(_WithEnergy):
                  constraint: Constraint | None = None, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
         if precond is not None and constraint is not None:
             raise ValueError("precond and constraint are two choices of one metric; give one of them")
+        if precond is not None and not callable(precond):
+            raise ValueError(f"precond must be a function (x, g) -> A(x) g of flattened tensors, got {precond!r}")
         self.constraint, self._warned = constraint, False
         inside = isinstance(constraint, str)
         rule = _metric(constraint) if precond is None else CustomMetric(precond)
@@ -170,8 +185,8 @@ class AEPG(_WithEnergy):
                     _check_start(local(p), self.constraint)
         elif not self._warned and self.energy < UNDERFLOW * self._number("first_energy"):
             self._warned = True
-            warnings.warn(f"AEPG's energy has fallen to {self.energy:.1e}, {UNDERFLOW:g} of its start: steps have become too short to "
-                          "matter; call restart(), with a smaller lr or a larger c", stacklevel=5)
+            warn(f"AEPG's energy has fallen to {self.energy:.1e}, {UNDERFLOW:g} of its start: steps have become too short to matter; "
+                 "call restart(), with a smaller lr or a larger c")
 
 
 @register("aegd")
@@ -188,18 +203,18 @@ class AEGD(_WithEnergy):
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
         if loss is None and acts(self.param_groups):
             refuse("AEGD", "the loss", closure=True)
-        group = self.param_groups[0]
         home = views[0].gradient
         value = torch.zeros((), dtype=home.dtype) if loss is None else torch.as_tensor(loss)
-        return {"root": ((-1 if group["maximize"] else 1) * value + group["c"]).sqrt().to(home.device)}
+        return {"root": self.shifted(value).sqrt().to(home.device)}
 
 
 def _metric(constraint: Constraint | None) -> Direction:
     if constraint is None:
         return Gradient()
+    pair = isinstance(constraint, tuple) and len(constraint) == 2 and all(isinstance(x, Tensor) for x in constraint)
+    if not pair and constraint not in ("simplex", "positive"):
+        raise ValueError(f"constraint must be 'simplex', 'positive' or a pair of tensors (B, b) for B x = b, got {constraint!r}")
     if isinstance(constraint, str):
-        if constraint not in ("simplex", "positive"):
-            raise ValueError(f"constraint must be 'simplex', 'positive' or a pair (B, b) for B x = b, got {constraint!r}")
         return Simplex() if constraint == "simplex" else Positive()
     rows, right = constraint
     if rows.ndim != 2 or right.shape != rows.shape[:1]:

@@ -7,12 +7,12 @@ with d₁ = 1 + v / (v + ε) β₂ᵗ and d₂ = 1 + m² / (m² + ε) β₁ᵗ. 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.core.warning import warn
 from fallline.optim.directions.cross_moments import CrossMoments, growth_at
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction
@@ -61,6 +61,5 @@ class EXAdam(Optimizer):
 
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         if t == LONG_RUN and self._grows():
-            warnings.warn(f"EXAdam's step has grown by {growth_at(t):.1f} and goes on growing; let a schedule decay lr, or pass "
-                          "growth=False", stacklevel=4)
+            warn(f"EXAdam's step has grown by {growth_at(t):.1f} and goes on growing; let a schedule decay lr, or pass growth=False")
         return super().coefficients(direction, group, t)

@@ -27,6 +27,7 @@ def _from_horizon(horizon: int, c: float, zeta: float) -> dict[str, float]:
     """η = c / √T and β₂ = 1 − 1 / T."""
     check("horizon", horizon)
     check_positive("c", c, "1 is typical; it is what to tune")
+    check_positive("zeta", zeta, "it alone keeps the root from 0; 0.01 is typical")
     return {"lr": c / math.sqrt(horizon), "rho": 1 - 1 / horizon, "eps": zeta}
 
 

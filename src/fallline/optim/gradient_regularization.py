@@ -11,14 +11,15 @@ Karakida, Takase, Hayase, Osawa: Understanding Gradient Regularization in Deep L
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
+from fallline.core.errors import MissingOracle
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
-from fallline.optim.engine.hyperparameters import check_positive
+from fallline.optim.engine.hyperparameters import check_finite, check_positive
 from fallline.optim.engine.oracles import acts, gradients_at, of_minimised, refuse
 from fallline.optim.engine.over import Base, Over
 from fallline.optim.survey import SGD
@@ -43,13 +44,19 @@ class GradReg(Over):
     gamma : float, default 0.01
         γ.
     eps : float, default 0.05
-        ε, the length of the ascent in units of g. (A base's own ``eps`` stays at its default; use ``base=functools.partial(…)``.)
+        ε, the length of the ascent in units of g.
     mode : {"forward", "backward", "double", "flooding"}, default "forward"
     level : float, default 0
         b of flooding, |L − b| + b: below it the step goes uphill. γ and ε have no part in it: alternating steps of length η around b
         are what the other modes do with ε = η.
     **hyperparameters
-        Of the base; and ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
+        Of the base; and ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine. A base's own ``gamma``, ``eps``, ``mode``
+        or ``level`` is set in the base: ``base=functools.partial(AdamW, eps=1e-6)``.
+
+    Notes
+    -----
+    In half precision θ + ε g may round to θ, and nothing is left of the regularisation: keep the weights in float32 and compute under
+    autocast. A closure that is not ``objective(x, y)`` adds to the gradients of parameters that this optimizer does not have.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0), "gamma": LogUniform(1e-4, 1.0)}
@@ -61,19 +68,31 @@ class GradReg(Over):
         check_positive("eps", eps, "0.05 is typical")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        check_finite("level", level, "the loss to stay at")
         self.gamma, self.eps, self.mode, self.level = gamma, eps, mode, level
         super().__init__(params, base, hyperparameters)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ("gamma", "eps", "mode", "level")}}
 
+    def check_base(self) -> None:
+        super().check_base()
+        if self.reevaluates:
+            raise TypeError(f"GradReg cannot go over {type(self.base).__name__} as it is set: it compares gradients at its own points, "
+                            "which would not be regularised; use a base such as SGD, Momentum or Adam")
+
+    def update(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: there is no pure form of a rule that evaluates the loss itself."""
+        raise MissingOracle("GradReg.update() takes gradients only, but every step needs the loss again at another point: use "
+                            "step(objective(x))")
+
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None or (self.mode == "double" and not hasattr(closure, "hvp")):
             if not acts(self.param_groups):
-                return None if closure is None else closure()
+                return super().evaluate(closure)
             refuse("GradReg", "Hessian-vector products" if closure is not None else "the loss again at another point",
                    closure=self.mode != "double")
-        loss = closure()
+        loss = super().evaluate(closure)
         found = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
         with torch.no_grad():
             regularised = self._regularised(of_minimised(found, self.param_groups), closure, loss)
@@ -88,6 +107,8 @@ class GradReg(Over):
             return of_minimised({p: g * sign.to(g) for p, g in gradients.items()}, self.param_groups)
         if self.mode == "double":
             names = {id(p): name for name, p in closure.variables.items()}
+            if any(id(p) not in names for p in gradients):
+                refuse("GradReg", "Hessian-vector products of every parameter it optimizes")
             direction = {name: gradients.get(p, torch.zeros_like(p)) for name, p in closure.variables.items()}
             products = closure.hvp(None, direction)
             curved = of_minimised({p: products[names[id(p)]] for p in gradients}, self.param_groups)

@@ -7,7 +7,6 @@ Bahrami, Zadeh: Gravity Optimizer: a Kinematic Approach on Optimization in Deep 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.core.warning import warn
 from fallline.optim.directions.kinematic import Kinematic
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
@@ -33,7 +33,8 @@ class Gravity(Optimizer):
     params : iterable of Tensor or dict
     lr : float, default 0.1
     alpha : float, default 0.01
-        α, the length of the first throw; 0 starts at rest. α / η above 1 throws the first weights far, and a warning says so.
+        α, the length of the first throw; 0 starts at rest. α / η above 1 throws the first weights far, and a warning says so. Under a
+        schedule η is the one it started from.
     beta : float, default 0.9
     weight_decay : float, default 0
         Added to the gradient; the paper has none.
@@ -54,16 +55,15 @@ class Gravity(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "seed": self.seed}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        if _throw(self.param_groups[-1]) > 1:
-            warnings.warn(f"alpha / lr = {_throw(self.param_groups[-1]):.3g}: the first velocity throws weights by alpha at every step "
-                          "until it is forgotten; take alpha below lr", stacklevel=3)
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        if _throw(group) > 1:
+            warn(f"alpha / lr = {_throw(group):.3g}: the first velocity throws weights by alpha at every step until it is forgotten; "
+                 "take alpha below lr")
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         return Kinematic(_throw(group), self.seed)
 
 
 def _throw(group: Mapping[str, Any]) -> float:
-    lr = float(group["lr"])
+    lr = float(group.get("initial_lr", group["lr"]))
     return float(group["alpha"]) / lr if lr else 0.0

@@ -7,7 +7,6 @@ Chen et al.: Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -15,6 +14,7 @@ import torch
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.core.warning import warn
 from fallline.optim.directions.signed import MappedMomentum
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay
@@ -50,8 +50,8 @@ class Lion(Optimizer):
         super().__init__(params, MappedMomentum(momentum_dtype), defaults, move=DecoupledDecay(), **options)
         large = max((float(group["lr"]) for group in self.param_groups if float(group["weight_decay"]) == 0), default=0.0)
         if large > 3e-3:
-            warnings.warn(f"lr={large:g} is large for Lion without weight decay: every weight moves by lr at every step; "
-                          "3e-5 to 1e-3 is typical", stacklevel=2)
+            warn(f"lr={large:g} is large for Lion without weight decay: every weight moves by lr at every step; 3e-5 to 1e-3 is "
+                 "typical")
 
 
 def lion_from_adamw(lr: float, weight_decay: float) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.signed import Custom, Kappa, MappedMomentum, Normalised, RowsNormalised, Sign, SoftSign
 from fallline.optim.engine.hyperparameters import check_positive
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.over import Over
 from fallline.optim.engine.parts import DecoupledDecay
 
 KAPPAS: dict[str, type[Kappa]] = {"l1": Sign, "l2": Normalised, "group": RowsNormalised, "huber": SoftSign}
@@ -71,34 +72,34 @@ class LionK(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
                  kappa: str | Callable[[Tensor], Tensor] = "l1", kappa_args: Mapping[str, Any] | None = None,
                  **options: Unpack[EngineOptions]) -> None:
-        self.kappa = kappa
+        if not isinstance(kappa_args or {}, Mapping):
+            raise ValueError(f"kappa_args must be a mapping such as {{'e': 1e-3}}, got {kappa_args!r}")
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         rule = MappedMomentum(kappa=_kappa(kappa, kappa_args or {}))
         super().__init__(params, rule, defaults, move=DecoupledDecay(), **options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kappa": self.kappa}
-
-
-def _dual_norm(kappa: Any, x: Tensor) -> float:
-    """The norm whose ball the optimizer keeps to; huber's κ differs from ℓ₁ by at most e an entry, and its ball is the same."""
-    if kappa in ("l1", "huber"):
-        return float(x.abs().max()) if x.numel() else 0.0
-    if kappa == "l2":
-        return float(torch.linalg.vector_norm(x))
-    if kappa == "group":
-        return float(torch.linalg.vector_norm(x.flatten(1) if x.ndim > 1 else x.reshape(-1, 1), dim=-1).max()) if x.numel() else 0.0
-    raise ValueError("the constraint of a kappa given as a function is not known; measure it where the function was written")
-
 
 @torch.no_grad()
-def constraint_violation(optimizer: LionK) -> float:
-    """Return the largest max(0, ‖x‖ − 1 / λ) over all parameters, in the dual norm of the optimizer's κ; 0 where λ is 0."""
-    worst = 0.0
-    for group in optimizer.param_groups:
-        for p in group["params"] if group["weight_decay"] else ():
-            worst = max(worst, _dual_norm(optimizer.kappa, p.detach()) - 1 / float(group["weight_decay"]))
-    return worst
+def constraint_violation(optimizer: Optimizer) -> float:
+    """Return the largest max(0, ‖x‖ − 1 / λ) over all parameters, in the dual norm of the optimizer's κ; 0 where λ is 0.
+
+    Parameters
+    ----------
+    optimizer : LionK or Lion, or XGrad over one of them, whose weights are meant
+
+    Raises
+    ------
+    TypeError
+        Another optimizer, which has no κ.
+    ValueError
+        κ is a function, whose dual norm is not known.
+    """
+    direction = optimizer.base.direction if isinstance(optimizer, Over) else getattr(optimizer, "direction", None)
+    if not isinstance(direction, MappedMomentum):
+        raise TypeError(f"optimizer must be a LionK or a Lion, whose decay is a constraint, got {type(optimizer).__name__}")
+    with optimizer.solution():
+        return max((max(0.0, float(direction.kappa.dual_norm(p.detach())) - 1 / float(group["weight_decay"]))
+                    for group in optimizer.param_groups if group["weight_decay"] for p in group["params"] if p.numel()), default=0.0)
 
 
 def lion_lyapunov(f: Callable[[Tensor], Tensor], x: Tensor, m: Tensor, kappa: Callable[[Tensor], Tensor],

@@ -19,7 +19,13 @@ from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.orthonormal import Orthonormalised
 from fallline.optim.directions.quotient import Quotient
 from fallline.optim.directions.signed import MappedMomentum
-from fallline.optim.directions.variance_reduced import PREVIOUS, ExactlyVarianceReduced, VarianceReduced
+from fallline.optim.directions.variance_reduced import (
+    PREVIOUS,
+    ExactlyVarianceReduced,
+    VarianceReduced,
+    previous_points,
+)
+from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import gradients_at, of_minimised
 from fallline.optim.engine.parts import Around, DecoupledDecay, Direction, Scalars
@@ -103,6 +109,8 @@ class MARS(Optimizer):
                  **options: Unpack[EngineOptions]) -> None:
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
+        check("lr", lr)
+        check("lr_1d", lr_1d)
         estimate = ExactlyVarianceReduced if exact else VarianceReduced
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay,
                     "lr_1d_ratio": lr_1d / lr if lr else 1.0, "betas_1d": betas_1d, "weight_decay_1d": weight_decay_1d}
@@ -114,5 +122,4 @@ class MARS(Optimizer):
         return (ForVectorsExactly if isinstance(self.direction, ExactlyVarianceReduced) else ForVectors)(Quotient())
 
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
-        before = {p: state["previous_point"] for p, state in self.state.items() if "previous_point" in state}
-        return of_minimised(gradients_at(before, realisation), self.param_groups)
+        return of_minimised(gradients_at(previous_points(self.state), realisation), self.param_groups)

@@ -23,7 +23,7 @@ from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.optim.directions.averages import Undebiased
 from fallline.optim.directions.hutchinson import OverCurvature, WithPrevious
-from fallline.optim.directions.variance_reduced import PREVIOUS
+from fallline.optim.directions.variance_reduced import PREVIOUS, previous_points
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import gradients_at, of_minimised
@@ -34,12 +34,15 @@ MODES = ("adaptive", "fixed", "momentum")
 
 @dataclass(frozen=True)
 class LocalSmoothness(StepSize):
-    """η_k = min{√(1 + θ) η_{k−1}, ‖Δx‖_D̂ / (2 ‖Δg‖_{D̂⁻¹})} from η₀ = ``lr0``; θ₀ = ∞. Where Δg is 0 only the first counts."""
+    """η_k = min{√(1 + θ) η_{k−1}, ‖Δx‖_D̂ / (2 ‖Δg‖_{D̂⁻¹})} from η₀ = ``lr0``; θ₀ = ∞. Where Δg is 0 only the first counts.
+
+    η is 0 before the first step.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("scaled_move_squared", "scaled_gradient_change_squared")
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"first": float(t == 1), "lr0": group["lr0"]}
+        return {"lr0": group["lr0"]}
 
     def scalars(self) -> dict[str, float]:
         return {"rate": 0.0, "growth": math.inf}
@@ -49,9 +52,9 @@ class LocalSmoothness(StepSize):
         smooth = torch.where(change > 0, statistics["scaled_move_squared"].sqrt() / (2 * change), math.inf)
         rate = torch.minimum((1 + s["growth"]).sqrt() * s["rate"], smooth)
         rate = torch.where(rate.isinf() | rate.isnan(), s["rate"], rate)
-        if c.first:
-            return torch.full_like(rate, c.lr0), {"rate": torch.full_like(rate, c.lr0)}
-        return rate, {"rate": rate, "growth": rate / s["rate"]}
+        started = s["rate"] > 0
+        rate = torch.where(started, rate, c.lr0)
+        return rate, {"rate": rate, "growth": torch.where(started, rate / s["rate"], math.inf)}
 
 
 @register("oasis")
@@ -80,7 +83,7 @@ class OASIS(Optimizer):
     deterministic : bool, default False
         Every step has the same loss, so that the last gradient is known.
     lr : float, default 1
-        Multiplies η_k; the method has none.
+        Multiplies η_k, in all modes; the method has none.
     weight_decay : float, default 0
         Added to the gradient.
     seed : int, default 0
@@ -99,24 +102,26 @@ class OASIS(Optimizer):
                  lr: float = 1.0, weight_decay: float = 0.0, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
-        check("k", warm_samples)
+        check("warm_samples", warm_samples)
         check("beta1", beta1)
         check("seed", seed)
         self.warm_samples, self.seed = warm_samples, seed
         rules: dict[str, Direction] = {"adaptive": WithPrevious(resampled=not deterministic), "fixed": OverCurvature(),
                                        "momentum": OverCurvature(Undebiased())}
-        defaults = {"lr": lr if mode == "adaptive" else lr * lr0, "lr0": lr0, "beta2": beta2, "alpha": alpha, "betas": (beta1,),
-                    "weight_decay": weight_decay}
+        defaults = {"lr": lr, "lr0": lr0, "beta2": beta2, "alpha": alpha, "betas": (beta1,), "weight_decay": weight_decay}
         step_size = LocalSmoothness() if mode == "adaptive" else None
         super().__init__(params, rules[mode], defaults, step_size=step_size, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "warm_samples": self.warm_samples, "seed": self.seed}
 
+    def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        values = super().coefficients(direction, group, t)
+        return values if self.sentence.step_size is not None else {**values, "lr": values["lr"] * group["lr0"]}
+
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
         if oracle == PREVIOUS:
-            found = gradients_at({p: s["previous_point"] for p, s in self.state.items() if "previous_point" in s}, realisation)
-            return of_minimised(found, self.param_groups)
+            return of_minimised(gradients_at(previous_points(self.state), realisation), self.param_groups)
         generator = Key(self.seed).fold(t, oracle).generator()
         count = self.warm_samples if t == 1 else 1
         total: dict[Tensor, Tensor] = {}

@@ -12,14 +12,14 @@ arXiv 2402.11427.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fallline.core import tree
+from fallline.core import registry, tree
 from fallline.core.counts import Counts
 from fallline.core.errors import NonFiniteError
 from fallline.core.fixed_point import Executor, ParallelMap, check_executor
@@ -32,6 +32,7 @@ from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.core.tree import Tree
 from fallline.optim.engine import Optimizer
+from fallline.optim.engine.over import Base
 from fallline.optim.survey import Adam
 
 SCALES = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -56,6 +57,11 @@ class _Evaluation:
         return loss.detach(), gradient, dict(view.counts), view.buffers
 
 
+def _check_whole(name: str, number: Any, least: int, what: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least} ({what}), got {number!r}")
+
+
 @register("optex")
 class OptEx(Method):
     """n true gradients at a time, at the points that a rule would visit if predicted gradients were true.
@@ -67,8 +73,8 @@ class OptEx(Method):
 
     Parameters
     ----------
-    optimizer : class of fallline.optim, default Adam
-        The rule, by its pure form ``update(params, gradients, state)``; it must need no more than gradients.
+    optimizer : str or class, default Adam
+        The rule of fallline.optim, by its pure form ``update(params, gradients, state)``; it must need no more than gradients.
     n : int, default 4
         Points of the chain.
     history : int, default 20
@@ -96,19 +102,21 @@ class OptEx(Method):
 
     space: ClassVar[Mapping[str, Range]] = Adam.space
 
-    def __init__(self, optimizer: Callable[..., Optimizer] = Adam, n: int = 4, history: int = 20, kernel: str = "matern52",
+    def __init__(self, optimizer: Base = Adam, n: int = 4, history: int = 20, kernel: str = "matern52",
                  noise: float = 1e-6, select: Literal["last", "best"] = "last", executor: Executor = "serial",
                  **hyperparameters: Any) -> None:
-        for name, number, least, what in (("n", n, 1, "points of the chain"), ("history", history, max(2, n), "pairs kept, n or more")):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number of at least {least} ({what}), got {number!r}")
+        _check_whole("n", n, 1, "points of the chain")
+        _check_whole("history", history, max(2, n), "pairs kept, n or more")
         check_kernel(kernel, noise)
         check_executor(executor)
         if select not in ("last", "best"):
             raise ValueError(f"select must be 'last' or 'best', got {select!r}")
-        self.optimizer, self.n, self.history, self.kernel, self.noise = optimizer, n, history, kernel, noise
+        make = registry.lookup(optimizer) if isinstance(optimizer, str) else optimizer
+        if not callable(make):
+            raise TypeError(f"optimizer must be an optimizer of fallline.optim, by name or class, got {optimizer!r}")
+        self.optimizer, self.n, self.history, self.kernel, self.noise = make, n, history, kernel, noise
         self.select, self.executor, self.hyperparameters = select, executor, hyperparameters
-        self.space = dict(getattr(optimizer, "space", {}))  # type: ignore[misc]
+        self.space = dict(getattr(make, "space", {}))  # type: ignore[misc]
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -123,8 +131,9 @@ class OptEx(Method):
         rule = self.optimizer([leaf.detach() for leaf in tree.leaves(problem.x0)], **self.hyperparameters)
         if not isinstance(rule, Optimizer):
             raise TypeError(f"optimizer must make an optimizer of fallline.optim, which has a pure form, got {type(rule).__name__}")
-        if "loss" in rule._needs():
-            raise ValueError(f"optimizer must need gradients only, and {type(rule).__name__} needs the loss, which is not predicted")
+        more = rule.needs_more_than_gradients()
+        if more:
+            raise ValueError(f"optimizer must need gradients only, which are predicted, and {type(rule).__name__} needs {more}")
         return rule
 
     def init(self, problem: Problem, key: Key) -> State:

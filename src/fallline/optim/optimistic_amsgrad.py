@@ -29,9 +29,10 @@ class OptAMSGrad(Optimizer):
     """w ← w − η θ / √v̂;  point = w − η (β₁ θ + (1 − β₁) m) / √v̂, where m predicts the gradient at the point.
 
     θ is AMSGrad's average, v̂ the largest second moment so far; neither is debiased, and v and v̂ start at ε. The parameters hold
-    the point: gradients are taken there, and it is the answer. m extrapolates the last r + 1 gradients of all parameters together;
-    until there are that many, it is the last one. State: Adam's, v̂, w, and r gradients. Whether the paper forms the second step from
-    the average before or after the newest gradient is unclear; after is what makes a perfect prediction the coming step of AMSGrad.
+    the point: gradients are taken there, and it is the answer; a change of them from outside is lost, for steps start from w. m
+    extrapolates the last r + 1 gradients of all parameters together; until there are that many, it is the last one. State: Adam's, v̂,
+    w, and r gradients. Whether the paper forms the second step from the average before or after the newest gradient is unclear; after
+    is what makes a perfect prediction the coming step of AMSGrad.
 
     Parameters
     ----------

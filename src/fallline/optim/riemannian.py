@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor
 
 from fallline.core.registry import register
@@ -22,6 +23,7 @@ from fallline.optim.directions.riemannian import (
     Retraction,
     RiemannianMoments,
     RiemannianSum,
+    parallel_transport,
 )
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Direction, Move
@@ -58,16 +60,25 @@ class _Riemannian(Optimizer):
     def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
         return (Retraction if self.retraction else Geodesic)(getattr(p, "manifold", self._euclidean))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        for index, p in enumerate(self.param_groups[-1]["params"]):
+    def _check_complete(self, manifold: Any, x: Tensor) -> None:
+        try:
+            state = self.rule(manifold).init(x)
+            if "exp_avg" in state and x.numel():
+                parallel_transport(manifold, x, x, torch.zeros_like(x))
+        except NotImplementedError:
+            raise TypeError(f"{type(self).__name__} needs norms of components and a transport between two points, and geoopt's "
+                            f"{manifold.name} manifold lacks one of them; EuclideanStiefel has both") from None
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        for index, p in enumerate(group["params"]):
             manifold: Any = getattr(p, "manifold", None)
             inside, why = (True, "") if manifold is None else manifold.check_point_on_manifold(p.detach(), explain=True)
             if not inside:
-                del self.param_groups[-1]
                 raise ValueError(f"{type(self).__name__}: parameter number {index} of its group with shape {tuple(p.shape)} is not on "
                                  f"its manifold {manifold.name}: {why}; make it of a point that is, with "
                                  "geoopt.ManifoldParameter(manifold.projx(x), manifold)")
+            if manifold is not None:
+                self._check_complete(manifold, p.detach())
 
 
 @register("riemannian-adam")
@@ -82,7 +93,8 @@ class RiemannianAdam(_Riemannian):
     ----------
     params : iterable of Tensor or dict
         ``geoopt.ManifoldParameter(data, manifold)`` and plain parameters, mixed as you like. On spheres the average is carried along
-        great circles; on other manifolds by their own ``transp``, which is a projection on Stiefel manifolds.
+        great circles; on other manifolds by their own ``transp``, which is a projection for ``EuclideanStiefel``. Manifolds without one
+        (``Stiefel()``, which is the canonical one) are refused, and complex ones.
     lr : float, default 1e-3
     betas : pair of float, default (0.9, 0.999)
     eps : float, default 1e-10

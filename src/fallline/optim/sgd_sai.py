@@ -8,8 +8,7 @@ Xu, Zhang, Cai et al.: No More Adam: Learning Rate Scaling at Initialization is 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -18,7 +17,9 @@ from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.core.warning import warn
 from fallline.optim.directions.scaled_momentum import ScaledGradient, ScaledMomentum
+from fallline.optim.engine.hooks import First
 from fallline.optim.engine.layout import is_sharded
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction
@@ -58,17 +59,16 @@ class SGDSaI(Optimizer):
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         return self.direction if group["momentum"] > 0 else ScaledGradient()
 
-    def measure(self, gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, dict[str, Tensor | float]]:
-        eps = self.param_groups[0]["eps"]
-        ratios = {p: signal_to_noise(g, eps) for p, g in gradients.items()}
-        plain = sum(ratio is None and g.numel() > 0 for ratio, g in zip(ratios.values(), gradients.values(), strict=True))
+    def measure(self, firsts: Sequence[First], states: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, float]]:
+        ratios = [signal_to_noise(g, float(group["eps"])) for g, group in firsts]
+        plain = sum(ratio is None and g.numel() > 0 for ratio, (g, _) in zip(ratios, firsts, strict=True))
         if plain:
-            warnings.warn(f"{plain} of {len(ratios)} tensors have a first gradient without spread; their scale is the root of their "
-                          "number of entries instead of ‖g‖ / std(g)", stacklevel=2)
-        found = {p: math.sqrt(p.numel()) if ratio is None else ratio for p, ratio in ratios.items()}
-        before = [float(state["largest"]) for state in self.state.values() if "largest" in state]
-        largest = max([*found.values(), *before])
-        return {p: {"scale": ratio / largest if largest else 1.0, "largest": largest} for p, ratio in found.items()}
+            warn(f"{plain} of {len(ratios)} tensors have a first gradient without spread; their scale is the root of their number of "
+                 "entries instead of ‖g‖ / std(g)")
+        found = [math.sqrt(g.numel()) if ratio is None else ratio for ratio, (g, _) in zip(ratios, firsts, strict=True)]
+        before = [float(state["largest"]) for state in states if "largest" in state]
+        largest = max(filter(math.isfinite, [*found, *before]), default=0.0)
+        return [{"scale": ratio / largest if largest else 1.0, "largest": largest} for ratio in found]
 
 
 def signal_to_noise(g: Tensor, eps: float = 1e-8) -> float | None:

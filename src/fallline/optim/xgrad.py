@@ -8,7 +8,6 @@ Prediction, arXiv 2305.18240.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.predicted import Held, Predicted
+from fallline.optim.engine.hyperparameters import check_nonnegative
 from fallline.optim.engine.over import Base, Over
 from fallline.optim.engine.parts import Direction, Move, Replace, has_solution
 from fallline.optim.survey import Adam
@@ -28,8 +28,8 @@ class XGrad(Over):
 
     Between steps the parameters hold θ̂, where the next gradient is taken; ``with opt.solution():`` shows the weights θ, for
     validation and for saving a model (batch-norm statistics are those of θ̂). Accumulated gradients, clipping, scaling and skipped steps
-    need nothing special. η is that of the step just taken: a schedule reaches the prediction one step later. One more tensor of state,
-    the weights.
+    need nothing special; a change of the parameters from outside lasts until the next step, which starts from θ. η is that of the step
+    just taken: a schedule reaches the prediction one step later. One more tensor of state, the weights.
 
     Parameters
     ----------
@@ -46,8 +46,7 @@ class XGrad(Over):
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-5, 1e-1)}
 
     def __init__(self, params: Any, base: Base = Adam, steps: float = 1.0, **hyperparameters: Any) -> None:
-        if not (math.isfinite(steps) and steps >= 0):
-            raise ValueError(f"steps must be a finite number >= 0, got {steps}; 1 is typical")
+        check_nonnegative("steps", steps, "1 is typical")
         self.steps = float(steps)
         super().__init__(params, base, hyperparameters, move=Held())
 
@@ -62,7 +61,7 @@ class XGrad(Over):
             why = "its step size depends on the gradient to come"
         elif parts.average is not None or has_solution(self.base.direction) or isinstance(parts.move, Replace):
             why = "its parameters are not its weights already"
-        elif set(self.base.direction.probe(2, self.base.param_groups[0])) & set(self.base.reevaluations):
+        elif self.reevaluates:
             why = "it compares gradients at its own points"
         elif type(self.base.move_for(self.base.param_groups[0]["params"][0], self.base.param_groups[0])).carry is not Move.carry:
             why = "its state belongs to the point"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fallline.core.budget import Budget
 from fallline.core.problem import Problem
+from fallline.core.warning import warn
 from fallline.study import tuning
 from fallline.study.buffered import Buffered
 from fallline.study.executors import Executor, Lost, Serial
@@ -242,7 +242,7 @@ def runs(
     terms = Terms(spec.name, example.kind, limits, tune, tuning_seeds, seeds, seed, chosen, said)
     planner = _Planner(spec, example, identities, terms, pruner)
     _counted(sides, planner, axis)
-    say = watcher.say if watcher else _warn
+    say = watcher.say if watcher else warn
     opened = Buffered(open_storage(storage), say)
     if watcher:
         watcher.start({side.title: planner.planned(side) for side in sides})
@@ -261,10 +261,6 @@ def runs(
         if opened.trouble:
             say(f"{opened.unwritten} finished trials, or the study itself, are not kept; run the same command again: {opened.trouble}")
     return table
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
 
 
 def _executor(workers: int, cluster: str | None, *, timed: bool) -> Executor[Trial, Record]:

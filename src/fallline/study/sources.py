@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.abc import ExecutionLoader
@@ -22,6 +21,7 @@ from types import ModuleType
 from fallline.core.counts import Counts
 from fallline.core.errors import FalllineError, UnknownName
 from fallline.core.problem import Problem
+from fallline.core.warning import warn
 from fallline.study.identity import digest, fingerprint, problem_identity
 
 
@@ -152,8 +152,8 @@ def _made(spec: ProblemSpec) -> str:
     one, two = (problem_identity(spec(0)) for _ in range(2))
     if one == two:
         return one
-    warnings.warn(f"problem {spec.name!r} is another one every time it is made at seed 0; draw everything from the seed, or figures at "
-                  "the same seed do not compare, and stored trials may be of another problem", stacklevel=3)
+    warn(f"problem {spec.name!r} is another one every time it is made at seed 0; draw everything from the seed, or figures at the same "
+         "seed do not compare, and stored trials may be of another problem")
     return ""
 
 

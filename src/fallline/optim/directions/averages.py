@@ -84,7 +84,8 @@ class LookAhead(Averaged):
 class WithSlowAverage(Numerator):
     """fast + α(t) s, with any numerator as the fast part and s ← β₃(t) s + (1 − β₃(t)) g, which is not debiased.
 
-    α(t) = α μ and β₃(t) = exp(ln β₁ ln β₃ / ((1 − μ) ln β₃ + μ ln β₁)) ≤ β₃ with μ = min(1, t / warmup_steps): linear in the half-life.
+    α(t) = α μ and β₃(t) = exp(ln β₁ ln β₃ / ((1 − μ) ln β₃ + μ ln β₁)) ≤ β₃ with μ = min(1, t / warmup_steps): linear in the half-life,
+    which is also the length of the warm-up where that is None.
     """
 
     fast: Numerator
@@ -94,7 +95,9 @@ class WithSlowAverage(Numerator):
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         beta1, _, beta3 = group["betas"]
-        progress = min(1.0, t / group["warmup_steps"]) if group["warmup_steps"] else 1.0
+        steps = group["warmup_steps"]
+        steps = max(1, round(half_life(beta3))) if steps is None else steps
+        progress = min(1.0, t / steps) if steps else 1.0
         first, last = math.log(max(beta1, TINY_BETA)), math.log(max(beta3, TINY_BETA))
         slow = min(beta3, math.exp(first * last / ((1 - progress) * last + progress * first)))
         weight = group["alpha"] * progress / self.scale(group, t)
@@ -107,3 +110,8 @@ class WithSlowAverage(Numerator):
         above, new = self.fast(g, s, c)
         slow = blend(s["slow_avg"], g, c.new3, out=over(s["slow_avg"]))
         return add_scaled(above, c.slow_weight, slow), {**new, "slow_avg": slow}
+
+
+def half_life(beta: float) -> float:
+    """Steps in which an average forgets half: ln ½ / ln β."""
+    return math.log(0.5) / math.log(beta) if 0 < beta < 1 else 0.0

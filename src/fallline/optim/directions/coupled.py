@@ -76,7 +76,7 @@ class Coupled(Direction):
 
 @dataclass(frozen=True)
 class EstimateSequence(Coupled):
-    """The coefficients that follow from L, μ, ρ and γ₀ of the parameter group.
+    """The coefficients that follow from L, μ, ρ and γ₀ of the parameter group; γ₀ is μ, or L where that is 0, if it is None.
 
     The progress constant η_d is 1 / (ρ² L), or, as the paper's abstract has it, 1 / (ρ L).
     """
@@ -97,7 +97,8 @@ class EstimateSequence(Coupled):
     def _at(self, group: Mapping[str, Any], t: int) -> tuple[float, float, float]:
         growth, mu = float(group["growth"]), float(group["mu"])
         eta = 1 / (growth ** (2 if self.variant == "conservative" else 1) * float(group["smoothness"]))
-        return eta, mu, _gamma(eta, mu, float(group["gamma0"]), t - 1)
+        start = group["gamma0"]
+        return eta, mu, _gamma(eta, mu, float((mu or group["smoothness"]) if start is None else start), t - 1)
 
 
 def _alpha(eta: float, mu: float, gamma: float) -> float:
@@ -126,7 +127,10 @@ def _gamma(eta: float, mu: float, gamma0: float, k: int) -> float:
 
 @dataclass(frozen=True)
 class ConstantCoupling(Coupled):
-    """δ, γ, α and β of the parameter group; with ``averages`` the answer is the mean of w over the steps after ``tail_start``."""
+    """δ, γ, β and α, or 1 / (1 + β), of the parameter group.
+
+    With ``averages`` the answer is the mean of w over the steps after ``tail_start``.
+    """
 
     averages: bool = False
 
@@ -134,10 +138,11 @@ class ConstantCoupling(Coupled):
         return Steps(group["primal_step"], group["dual_step"], 1 - group["beta"])
 
     def mixing(self, group: Mapping[str, Any], t: int) -> float:
-        return float(1 - group["alpha"])
+        alpha = group["alpha"]
+        return float(1 - (1 / (1 + group["beta"]) if alpha is None else alpha))
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {**super().coefficients(group, t), "newest": 1 / max(1, t - int(group["tail_start"]))}
+        return {**super().coefficients(group, t), "newest": 1 / max(1, t - int(group["tail_start"] or 0))}
 
     def init(self, p: Tensor) -> dict[str, State]:
         average = {"tail_average": like(p, precision=working_dtype(p.dtype), initial="parameter")}

@@ -46,12 +46,15 @@ class OverCurvature(Direction):
 
 @dataclass(frozen=True)
 class WithPrevious(OverCurvature):
-    """The same, keeping the point and the gradient for the next step's comparison.
+    """The same, keeping the point and the gradient for the next step's comparison; at the first there is nothing to compare with.
 
     ``resampled`` asks for the gradient of the next realisation at this point; else the one that is known counts.
     """
 
     resampled: bool = True
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return {**super().coefficients(group, t), "known": float(t > 1)}
 
     def init(self, p: Tensor) -> dict[str, State]:
         point = like(p, precision=working_dtype(p.dtype), initial="parameter")  # a rounded one would be another point

@@ -23,7 +23,7 @@ from fallline.optim.directions.averages import Undebiased
 from fallline.optim.directions.scalings import average_of_squares
 from fallline.optim.engine.arithmetic import blend, over
 from fallline.optim.engine.parts import Direction, Scalars, Tensors, View
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 Weights = Callable[[Tensor], Tensor]
 
@@ -47,7 +47,8 @@ class Optimistic(Direction):
 
     def init(self, p: Tensor) -> dict[str, State]:
         second = like(p, nonnegative=True, initial=self.eps)
-        return {**self.average.init(p), "exp_avg_sq": second, "max_exp_avg_sq": second, "half": like(p, initial="parameter"),
+        half = like(p, precision=working_dtype(p.dtype), initial="parameter")  # the weights, which must not be rounded
+        return {**self.average.init(p), "exp_avg_sq": second, "max_exp_avg_sq": second, "half": half,
                 "history": State((self.r, *p.shape))}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:

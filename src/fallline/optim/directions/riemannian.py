@@ -38,7 +38,7 @@ class OnManifold(Direction):
 
     def components(self, p: Tensor) -> tuple[int, ...]:
         """The shape of one number a component."""
-        x = torch.zeros(p.shape)
+        x = p.detach()
         return tuple(self.manifold.component_inner(x, x).shape) if x.numel() else tuple(p.shape)
 
     def riemannian(self, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

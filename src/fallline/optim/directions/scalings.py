@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fallline.optim.directions.averages import Part
 from fallline.optim.engine.arithmetic import add_product, over, scaled
+from fallline.optim.engine.hyperparameters import check_nonnegative
 from fallline.optim.engine.parts import Scalars, Tensors
 from fallline.optim.engine.state import State, like
 
@@ -121,8 +122,7 @@ class Squares(Denominator):
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.initial < math.inf:
-            raise ValueError(f"v0 must be a finite number >= 0, got {self.initial}; 0 is typical")
+        check_nonnegative("v0", self.initial, "0 is typical")
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {"keep2": group["rho"], "new2": 1 - group["rho"], "eps": group["eps"]}

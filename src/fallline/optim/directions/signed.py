@@ -11,6 +11,7 @@ Optimization, ICLR 2024, arXiv 2310.05898.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -39,6 +40,10 @@ class Kappa:
         """∇κ(c), which may take the place of ``c``."""
         raise NotImplementedError
 
+    def dual_norm(self, x: Tensor) -> Tensor:
+        """The norm of a parameter whose ball of radius 1 / λ is the constraint."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Sign(Kappa):
@@ -47,10 +52,13 @@ class Sign(Kappa):
     def __call__(self, c: Tensor) -> Tensor:
         return torch.sign(c, out=over(c))
 
+    def dual_norm(self, x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, math.inf)
+
 
 @dataclass(frozen=True)
-class SoftSign(Kappa):
-    """κ = Σ √(c² + e²): c / √(c² + e²)."""
+class SoftSign(Sign):
+    """κ = Σ √(c² + e²): c / √(c² + e²). It differs from ℓ₁ by at most e an entry, and the ball is the same."""
 
     e: float = 1e-3
 
@@ -67,6 +75,9 @@ class Normalised(Kappa):
     def __call__(self, c: Tensor) -> Tensor:
         return _over_norm(c, reduce(c * c).sqrt())
 
+    def dual_norm(self, x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x)
+
 
 @dataclass(frozen=True)
 class RowsNormalised(Kappa):
@@ -76,6 +87,9 @@ class RowsNormalised(Kappa):
 
     def __call__(self, c: Tensor) -> Tensor:
         return _over_norm(c, torch.linalg.vector_norm(c, dim=-1, keepdim=True))
+
+    def dual_norm(self, x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x.reshape(self.view(tuple(x.shape))), dim=-1).amax()
 
 
 def _over_norm(c: Tensor, norm: Tensor) -> Tensor:
@@ -98,6 +112,9 @@ class Custom(Kappa):
             raise ValueError(f"kappa must return one number for each of its argument, shape {tuple(c.shape[1:])}, "
                              f"got {tuple(found.shape[1:])}")
         return found.neg()
+
+    def dual_norm(self, x: Tensor) -> Tensor:
+        raise ValueError("the constraint of a kappa given as a function is not known; measure it where the function was written")
 
 
 @dataclass(frozen=True)

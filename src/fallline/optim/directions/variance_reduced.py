@@ -23,6 +23,11 @@ from fallline.optim.engine.state import State, like, working_dtype
 PREVIOUS = "gradient at the previous point"
 
 
+def previous_points(states: Mapping[Tensor, Mapping[str, Any]]) -> dict[Tensor, Tensor]:
+    """Where to ask: the point before of every parameter that takes part in this step, the others staying where they are."""
+    return {p: state["previous_point"] for p, state in states.items() if "previous_point" in state and p.grad is not None}
+
+
 @dataclass(frozen=True)
 class VarianceReduced(Around):
     """u = inner(c) with g̃ the gradient of the step before."""

@@ -54,8 +54,12 @@ def check_group(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
             )
     if not isinstance(group.get("maximize", False), bool):
         raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
-    values = {**optimizer.defaults, **group}
-    hyperparameters.check_group(values, hyperparameters.lengths_of(type(optimizer)))
+    check_values(optimizer, {**optimizer.defaults, **group})
+
+
+def check_values(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
+    """Refuse illegal hyperparameters of a complete group."""
+    hyperparameters.check_group(values, optimizer.lengths, optimizer.optional)
     for name, remedy in optimizer.positive.items():
         hyperparameters.check_positive(name, values[name], remedy)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fallline.core.errors import MissingOracle
 
+from .hooks import First
 from .kernels import Kernel
 from .parts import Coefficients, Direction, View, has_solution
 from .plan import Bucket, Member, build
@@ -55,6 +56,7 @@ class _Item:
             raise MissingOracle(f"{name}.update() takes gradients only, but step {self.step} needs {oracle}: use step(objective(x))")
 
     def gradient(self, g: Tensor) -> Tensor:
+        g = g.clone()  # a rule may keep it, and the caller may go on to write to it
         g = torch.view_as_real(g) if self.complex else g
         return g if self.view is None else g.reshape(1, *self.view)
 
@@ -143,11 +145,13 @@ def _measured(
     optimizer: Optimizer, items: Sequence[_Item], gradients: Sequence[Tensor | None], states: Sequence[Mapping[str, Any]]
 ) -> Sequence[Mapping[str, Any]]:
     """The states with the numbers that the rule takes from first gradients."""
-    first = {item.p: g for item, g, s in zip(items, gradients, states, strict=True) if g is not None and not s.get("step", 0)}
-    found = optimizer.measure(first) if first else {}
-    number = lambda item, x: torch.as_tensor(x, dtype=item.dtype)
-    own = lambda item: {name: number(item, x) for name, x in found.get(item.p, {}).items()}
-    return [{**state, **own(item)} for item, state in zip(items, states, strict=True)]
+    new = {i: First(g, items[i].group) for i, g in enumerate(gradients) if g is not None and not states[i].get("step", 0)}
+    if not new or not optimizer.has("measure"):
+        return states
+    old = [state for state in states if state.get("step", 0)]
+    found = dict(zip(new, optimizer.measure(list(new.values()), old), strict=True))
+    numbers = lambda i: {name: torch.as_tensor(x, dtype=items[i].dtype) for name, x in found.get(i, {}).items()}
+    return [{**state, **numbers(i)} for i, state in enumerate(states)]
 
 
 def _share(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from . import hyperparameters
 from .parts import Direction, Move, View
 from .plan import Sentence
 from .storage import Storage
+
+
+class First(NamedTuple):
+    """The first gradient that a parameter has, and its group."""
+
+    gradient: Tensor
+    group: Mapping[str, Any]
 
 
 class Hooks:
@@ -33,9 +41,22 @@ class Hooks:
     rearranges: ClassVar[bool] = False
     """Whether :meth:`before_step` makes state that directions do not declare, so that nothing can be built around the rule."""
 
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """How many numbers each hyperparameter has that is a tuple."""
+        return hyperparameters.lengths_of(type(self))
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Hyperparameters that may be None, in which case the rule takes what follows from others."""
+        return hyperparameters.optional_of(type(self))
+
     def has(self, hook: str) -> bool:
         """Whether the rule has this one, so that what it is given must be prepared."""
         return getattr(type(self), hook) is not getattr(Hooks, hook)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse, or warn of, what the hyperparameters and parameters of a new group are together; each alone is legal."""
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Fill the gradients and return the loss; rules that take their gradient from other points override this."""
@@ -56,9 +77,9 @@ class Hooks:
         """The storage of one parameter's state; optimizers that keep some parameters' state whole override this."""
         return self.sentence.storage
 
-    def measure(self, gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, dict[str, Tensor | float]]:
-        """The numbers (:attr:`.State.is_number`) of parameters from the first gradients they have; the rest of their state starts."""
-        return {}
+    def measure(self, firsts: Sequence[First], states: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, float]]:
+        """The numbers (:attr:`.State.is_number`) of new parameters, in their order; ``states`` are those of all others."""
+        raise NotImplementedError
 
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
         """Coefficients that depend on all gradients and states at once; the same for all parameters."""

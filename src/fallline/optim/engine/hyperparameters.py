@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -50,12 +50,14 @@ CHECKS: dict[str, Check] = {
     "horizon": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; the number of steps that will be taken"),
     "delta": Check(lambda x: 0 < x < 1, "a number in (0, 1), got {}; 0.01 is typical"),
     "root_every": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 1 to 100 are typical"),
+    "warm_samples": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 10 is typical"),
     "k": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 10 is typical"),
     "update_gap": Check(lambda x: x >= 1 and x.is_integer(), "a whole number >= 1, got {}; 200 is typical"),
     "density": Check(lambda x: 0 <= x <= 1, "a number in [0, 1], got {}; 0.25 is typical"),
     "seed": Check(lambda x: x.is_integer(), "a whole number, got {}"),
     "betas_1d": _fraction("(0.9, 0.95) is typical"),
     "weight_decay_1d": _nonnegative("0.1 is typical"),
+    "lr_1d": _nonnegative("3e-3 is typical"),
     "lr_1d_ratio": _nonnegative("lr_1d is 3e-3 by default"),
     "r": Check(lambda x: x >= 2 and x.is_integer(), "a whole number >= 2, got {}; 5 is typical"),
     "c": _positive("1 is typical"),
@@ -85,9 +87,24 @@ def check_positive(name: str, value: Any, remedy: str) -> None:
     _check(_positive(remedy), name, value)
 
 
-def check_group(group: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
-    """Check every hyperparameter of a parameter group that has a check; ``lengths`` says which are several numbers, and how many."""
+def check_nonnegative(name: str, value: Any, remedy: str) -> None:
+    """Raise ``ValueError`` unless the value is a finite number of at least 0."""
+    _check(_nonnegative(remedy), name, value)
+
+
+def check_finite(name: str, value: Any, meaning: str) -> None:
+    """Raise ``ValueError`` unless the value is a finite number."""
+    _check(Check(math.isfinite, f"a finite number, {meaning}, got {{}}"), name, value)
+
+
+def check_group(group: Mapping[str, Any], lengths: Mapping[str, int], optional: Container[str] = ()) -> None:
+    """Check every hyperparameter of a parameter group that has a check.
+
+    ``lengths`` says which are several numbers, and how many; ``optional`` which may be None.
+    """
     for name, value in group.items():
+        if value is None and name in optional:
+            continue
         several = isinstance(value, tuple | list)
         if name in lengths and not (several and len(value) == lengths[name]):
             raise ValueError(f"{name} must be {lengths[name]} numbers, got {value!r}")
@@ -109,3 +126,8 @@ def lengths_of(optimizer: type) -> dict[str, int]:
     """How many numbers each hyperparameter has that is a tuple by default."""
     parameters = inspect.signature(optimizer).parameters
     return {name: len(p.default) for name, p in parameters.items() if isinstance(p.default, tuple)}
+
+
+def optional_of(optimizer: type) -> frozenset[str]:
+    """The names of the hyperparameters that are None by default."""
+    return frozenset(name for name, p in inspect.signature(optimizer).parameters.items() if p.default is None)

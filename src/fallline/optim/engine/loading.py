@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from . import hyperparameters
+from . import door
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
 
 
-def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], load: Callable[[Any], None]) -> None:
+def load_state(optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[Any], None]) -> None:
     """Run torch's own loader with the state taken out, and put it in before the post hooks run."""
     _check_groups(optimizer, state_dict)
     taken: dict[str, Any] = {}
@@ -41,7 +43,7 @@ def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], loa
         after.remove()
 
 
-def _check_groups(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+def _check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     for group in state_dict["param_groups"]:
         missing = [name for name in optimizer.defaults if name not in group]
         if missing:
@@ -52,9 +54,9 @@ def _check_groups(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) 
         _check_values(optimizer, group)
 
 
-def _check_values(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+def _check_values(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
     own = {name: group[name] for name in optimizer.defaults}
-    hyperparameters.check_group(own, hyperparameters.lengths_of(type(optimizer)))
+    door.check_values(optimizer, own)
     if not isinstance(own["maximize"], bool):
         raise ValueError(f"maximize must be True or False, got {own['maximize']!r} in the state dictionary")
     if group.get("amsgrad"):

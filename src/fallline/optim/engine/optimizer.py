@@ -20,7 +20,7 @@ from . import door, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
 from .compiling import compilable, compiled, pack, run_compiled
 from .door import EngineOptions
-from .hooks import Hooks
+from .hooks import First, Hooks
 from .kernels import run_eagerly
 from .layout import local
 from .loading import load_state
@@ -90,6 +90,11 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         """Add a parameter group; unknown keys and illegal hyperparameters are refused."""
         door.check_group(self, param_group)
         super().add_param_group(param_group)
+        try:
+            self.check_group(self.param_groups[-1])
+        except Exception:
+            del self.param_groups[-1]
+            raise
         self._plan = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,6 +157,14 @@ class Optimizer(Hooks, torch.optim.Optimizer):
             bucket.advance()
         if self.nonfinite == "raise":
             self._alarms = Alarms(found, meshes)
+
+    def needs_more_than_gradients(self) -> str:
+        """What steps need besides, in words; nothing for most rules."""
+        if self.has("evaluate") or "loss" in self._needs():
+            return "the loss"
+        probes = {name for group in self.param_groups for p in group["params"] for t in (1, 2)
+                  for name in self.direction_for(p, group).probe(t, group)}
+        return ", ".join(sorted(probes))
 
     def _needs(self) -> tuple[str, ...]:
         return self.sentence.step_size.needs if self.sentence.step_size is not None else ()
@@ -256,13 +269,14 @@ class Optimizer(Hooks, torch.optim.Optimizer):
                     members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group)))
                     active.append(p)
                 index += 1
-        if self.has("measure"):
-            starting = {p: gradient_of(p) for p in active if not self.state.get(p)}
-            if self.nonfinite == "skip" and not all_finite([local(g) for g in starting.values()], []):
+        new = [m for m in members if not self.state.get(m.param)] if self.has("measure") else []
+        if new:
+            firsts = [First(gradient_of(m.param), m.group) for m in new]
+            if self.nonfinite == "skip" and not all_finite([local(g) for g, _ in firsts if g.numel()], []):
                 # This step will be left out, and what is not finite must not be measured.
                 return Plan([], active, idle, self._signature(), self.state, 0, self._everything())
-            for p, numbers in self.measure(starting).items() if starting else ():
-                self.state[p].update({name: torch.as_tensor(x, dtype=torch.float64) for name, x in numbers.items()})
+            for m, numbers in zip(new, self.measure(firsts, self.state.values()), strict=True):
+                self.state[m.param].update({name: torch.as_tensor(x, dtype=torch.float64) for name, x in numbers.items()})
         keys = {id(group): self._hyperparameters(group) for group in self.param_groups}
         buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise")
         if self.sentence.step_size is not None and buckets:

@@ -35,11 +35,20 @@ def due(optimizer: Optimizer, buckets: list[Bucket], realisation: Any) -> dict[s
             if realisation is not None or acts([bucket.group]):
                 wanted.setdefault(name, []).append(bucket)
     for name in wanted:
-        if name in optimizer.reevaluations and realisation is None:
-            refuse(type(optimizer).__name__, optimizer.reevaluations[name], closure=True)
         if name not in optimizer.reevaluations and not hasattr(realisation, "variables"):
             refuse(type(optimizer).__name__, f"the curvature estimate {name!r}")
+    if realisation is None:
+        _refuse_without(optimizer, buckets)
     return wanted
+
+
+def _refuse_without(optimizer: Optimizer, buckets: list[Bucket]) -> None:
+    """Refuse a step without a closure where this one or the next needs gradients at another point: not only at the second."""
+    for bucket in buckets if optimizer.reevaluations else ():
+        for t in (bucket.step + 1, bucket.step + 2):
+            for name in bucket.direction.probe(t, bucket.group):
+                if name in optimizer.reevaluations and acts([bucket.group]):
+                    refuse(type(optimizer).__name__, optimizer.reevaluations[name], closure=True)
 
 
 def acts(groups: Iterable[Mapping[str, Any]]) -> bool:
@@ -56,18 +65,25 @@ def place(p: Tensor, point: Tensor) -> None:
 
 
 def gradients_at(points: Mapping[Tensor, Tensor], closure: Callable[[], Any]) -> dict[Tensor, Tensor]:
-    """Gradients with parameters moved to ``points`` and back; the closure evaluates one realisation, ``p.grad`` stays as it was."""
-    kept = {p: (p.detach().clone(), p.grad) for p in points}
+    """Gradients with parameters moved to ``points`` and back; the closure evaluates one realisation.
+
+    ``p.grad`` stays as it was, for ``points`` and for all variables of an objective; another closure's backward pass adds to the
+    gradients of further parameters.
+    """
+    values = {p: p.detach().clone() for p in points}
+    gradients = {p: p.grad for p in (*points, *getattr(closure, "variables", {}).values())}
     try:
-        for p, point in points.items():
+        for p in gradients:
             p.grad = None
+        for p, point in points.items():
             place(p, point)
         with torch.enable_grad():
             closure()
         return {p: torch.zeros_like(p) if p.grad is None else p.grad for p in points}
     finally:
-        for p, (value, gradient) in kept.items():
+        for p, value in values.items():
             p.copy_(value)
+        for p, gradient in gradients.items():
             p.grad = gradient
 
 

@@ -6,7 +6,7 @@ around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fallline.core import registry
 
-from . import door
 from .door import EngineOptions
+from .hooks import First
 from .optimizer import Optimizer
 from .parts import Average, Direction, Move, StepSize, View
 from .storage import Storage
@@ -61,10 +61,6 @@ class Over(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "base": self.base}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        door.check_group(self.base, {**self.defaults, **param_group})
-        super().add_param_group(param_group)
-
     @property
     def rule(self) -> Optimizer:
         """The base, with this optimizer's groups and state."""
@@ -72,12 +68,36 @@ class Over(Optimizer):
         return self.base
 
     @property
+    def positive(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Those of the base."""
+        return self.base.positive
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        return self.base.lengths
+
+    @property
+    def optional(self) -> frozenset[str]:
+        return self.base.optional
+
+    @property
     def reevaluations(self) -> Mapping[str, str]:  # type: ignore[override]
         """Those of the base."""
         return self.base.reevaluations
 
+    @property
+    def reevaluates(self) -> bool:
+        """Whether the base compares gradients at points of its own."""
+        return bool(set(self.base.direction.probe(2, self.base.param_groups[0])) & set(self.base.reevaluations))
+
     def has(self, hook: str) -> bool:
-        return self.base.has(hook)
+        return self.base.has(hook) or getattr(type(self), hook) is not getattr(Over, hook)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        self.rule.check_group(group)
+
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        return self.rule.evaluate(closure)
 
     def before_step(self) -> None:
         rule = self.rule
@@ -97,8 +117,8 @@ class Over(Optimizer):
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         return self.rule.coefficients(direction, group, t)
 
-    def measure(self, gradients: Mapping[Tensor, Tensor]) -> Mapping[Tensor, dict[str, Tensor | float]]:
-        return self.rule.measure(gradients)
+    def measure(self, firsts: Sequence[First], states: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, float]]:
+        return self.rule.measure(firsts, states)
 
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
         return self.rule.share(views, loss)

@@ -1,6 +1,7 @@
 """Integrands of the sums and maxima that step sizes may ask for, by name.
 
-``g`` is the gradient, ``u`` the direction, ``p`` the point before the step, ``s`` the state before the step and ``c`` the coefficients.
+``g`` is the gradient, ``u`` the direction, ``p`` the point before the step, ``s`` the state before the step and ``c`` the coefficients,
+with the learning rate of the parameter's group before any multiplier.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ STATISTICS: dict[str, Integrand] = {
     "parameter_norm_squared": lambda g, u, p, s, c: p * p,
     "direction_dot_gradient": lambda g, u, p, s, c: u * g,
     "scaled_move_squared": lambda g, u, p, s, c: (p - s["previous_point"]) ** 2 * _scaling(s, c),
-    "scaled_gradient_change_squared": lambda g, u, p, s, c: (g - s["previous_gradient"]) ** 2 / _scaling(s, c),
-    "largest_relative_decrease": lambda g, u, p, s, c: (u / p).clamp(min=0),
+    "scaled_gradient_change_squared": lambda g, u, p, s, c: ((g - s["previous_gradient"]) * c.known) ** 2 / _scaling(s, c),
+    "step_dot_gradient": lambda g, u, p, s, c: c.lr * u * g,
+    "largest_relative_decrease": lambda g, u, p, s, c: (c.lr * u / p).clamp(min=0),
     "distance_squared": lambda g, u, p, s, c: (p - s["start"]) ** 2,
 }
 
