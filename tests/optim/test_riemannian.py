@@ -332,3 +332,14 @@ def test_a_manifold_that_lacks_something_is_named():
     p = geoopt.ManifoldParameter(manifold.projx(torch.eye(3)), manifold=manifold)
     with pytest.raises(TypeError, match=r"RiemannianAdam needs norms of components and a transport .* geoopt's .* lacks one of them"):
         optim.RiemannianAdam([p])
+
+
+def test_weights_on_a_manifold_are_not_predicted_and_plain_ones_are():
+    ball = geoopt.ManifoldParameter(in_ball(), manifold=geoopt.PoincareBall())
+    plain = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = optim.XGrad([plain], base=optim.RiemannianAdam, lr=0.1)
+    plain.grad = torch.ones(3, dtype=torch.float64)
+    optimizer.step()
+    assert float(plain[0].detach()) == pytest.approx(1 - 2 * 0.1 * 0.1 / math.sqrt(1e-3), rel=1e-6)
+    with pytest.raises(TypeError, match="XGrad cannot predict the weights of RiemannianAdam: its state belongs to the point"):
+        optimizer.add_param_group({"params": [ball]})

@@ -67,6 +67,8 @@ class OptAMSGrad(Optimizer):
 
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
         assert isinstance(self.direction, Optimistic)
+        if self.predictor is last_weights:  # which is what a step does without weights
+            return {}
         full = max(view.t for view in views) > self.direction.r
         return {"weights": self.direction.weights(views, self.predictor)} if full else {}
 

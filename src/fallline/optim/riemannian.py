@@ -26,15 +26,7 @@ from fallline.optim.directions.riemannian import (
     parallel_transport,
 )
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
-from fallline.optim.engine.parts import Direction, Move
-
-
-def _geoopt() -> Any:
-    try:
-        import geoopt
-    except ImportError as error:
-        raise ImportError("Riemannian optimizers need geoopt's manifolds: pip install 'fallline[manifolds]'") from error
-    return geoopt
+from fallline.optim.engine.parts import Add, Direction, Move
 
 
 class _Riemannian(Optimizer):
@@ -43,22 +35,21 @@ class _Riemannian(Optimizer):
     positive: ClassVar[Mapping[str, str]] = {"eps": "components without gradient would be 0 / 0; 1e-10 is typical"}
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1.0)}
 
-    def _start(self, retraction: bool) -> None:
-        self.retraction = retraction
-        self._euclidean = _geoopt().Euclidean()
+    retraction: bool
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "retraction": self.retraction, "_euclidean": self._euclidean}
+        return {**super().__getstate__(), "retraction": self.retraction}
 
     def rule(self, manifold: Any) -> OnManifold:
-        """The direction on a manifold."""
+        """The direction on a manifold, or without one."""
         raise NotImplementedError
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        return self.rule(getattr(p, "manifold", self._euclidean))
+        return self.rule(getattr(p, "manifold", None))
 
     def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
-        return (Retraction if self.retraction else Geodesic)(getattr(p, "manifold", self._euclidean))
+        manifold = getattr(p, "manifold", None)
+        return Add() if manifold is None else (Retraction if self.retraction else Geodesic)(manifold)
 
     def _check_complete(self, manifold: Any, x: Tensor) -> None:
         try:
@@ -92,9 +83,9 @@ class RiemannianAdam(_Riemannian):
     Parameters
     ----------
     params : iterable of Tensor or dict
-        ``geoopt.ManifoldParameter(data, manifold)`` and plain parameters, mixed as you like. On spheres the average is carried along
-        great circles; on other manifolds by their own ``transp``, which is a projection for ``EuclideanStiefel``. Manifolds without one
-        (``Stiefel()``, which is the canonical one) are refused, and complex ones.
+        ``geoopt.ManifoldParameter(data, manifold)`` (``pip install 'fallline[manifolds]'``) and plain parameters, mixed as you like.
+        On spheres the average is carried along great circles; on other manifolds by their own ``transp``, which is a projection for
+        ``EuclideanStiefel``. Manifolds without one (``Stiefel()``, which is the canonical one) are refused, and complex ones.
     lr : float, default 1e-3
     betas : pair of float, default (0.9, 0.999)
     eps : float, default 1e-10
@@ -104,15 +95,14 @@ class RiemannianAdam(_Riemannian):
     weight_decay : float, default 0
         Added to the Euclidean gradient.
     **options
-        ``nonfinite``, ``maximize``, ``storage`` of the engine; the rule runs eagerly.
+        ``compile`` (for plain parameters), ``nonfinite``, ``maximize``, ``storage`` of the engine.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-10,
                  amsgrad: bool = True, retraction: bool = False, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
-        self._start(retraction)
-        self.amsgrad = amsgrad
+        self.retraction, self.amsgrad = retraction, amsgrad
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, self.rule(self._euclidean), defaults, **options)
+        super().__init__(params, self.rule(None), defaults, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "amsgrad": self.amsgrad}
@@ -127,8 +117,8 @@ class RiemannianAdagrad(_Riemannian):
 
     def __init__(self, params: Any, lr: float = 1e-2, eps: float = 1e-10, retraction: bool = False, weight_decay: float = 0.0,
                  **options: Unpack[EngineOptions]) -> None:
-        self._start(retraction)
-        super().__init__(params, self.rule(self._euclidean), {"lr": lr, "eps": eps, "weight_decay": weight_decay}, **options)
+        self.retraction = retraction
+        super().__init__(params, self.rule(None), {"lr": lr, "eps": eps, "weight_decay": weight_decay}, **options)
 
     def rule(self, manifold: Any) -> OnManifold:
         return RiemannianSum(manifold)

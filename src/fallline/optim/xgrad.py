@@ -63,13 +63,21 @@ class XGrad(Over):
             why = "its parameters are not its weights already"
         elif self.reevaluates:
             why = "it compares gradients at its own points"
-        elif type(self.base.move_for(self.base.param_groups[0]["params"][0], self.base.param_groups[0])).carry is not Move.carry:
-            why = "its state belongs to the point"
         if why:
-            raise TypeError(f"XGrad cannot predict the weights of {name}: {why}; use a base such as Adam, Momentum or Lion")
+            raise _unpredictable(name, why)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        super().check_group(group)
+        for p in group["params"]:
+            if type(self.rule.move_for(p, group)).carry is not Move.carry:
+                raise _unpredictable(type(self.base).__name__, "its state belongs to the point")
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         return Predicted(self.rule.direction_for(p, group), self.rule.move_for(p, group), self.steps)
 
     def move_for(self, p: Tensor, group: Mapping[str, Any]) -> Move:
         return self.sentence.move
+
+
+def _unpredictable(name: str, why: str) -> TypeError:
+    return TypeError(f"XGrad cannot predict the weights of {name}: {why}; use a base such as Adam, Momentum or Lion")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fallline.optim.directions.averages import Undebiased
 from fallline.optim.directions.scalings import average_of_squares
-from fallline.optim.engine.arithmetic import blend, over
+from fallline.optim.engine.arithmetic import add_scaled, blend, over
 from fallline.optim.engine.parts import Direction, Scalars, Tensors, View
 from fallline.optim.engine.state import State, like, working_dtype
 
@@ -58,24 +58,31 @@ class Optimistic(Direction):
         rate = c.lr / largest.sqrt()
         half = s["half"] - rate * average
         t = int(c.t)
-        predicted = g if t <= self.r else torch.einsum("i,bin->bn", c.weights.to(g), self.chronological(s["history"], g, t))
+        predicted = g
+        if t > self.r and hasattr(c, "weights"):
+            weights = c.weights.to(g)[self.places(t)]
+            predicted = add_scaled(weights[:-1] @ s["history"], weights[-1], g)
         history = s["history"] if over(g) is not None else s["history"].clone()
         history[:, (t - 1) % self.r] = g
         point = half - rate * blend(average, predicted, c.new1)
         return point, {**new, "exp_avg_sq": v, "max_exp_avg_sq": largest, "half": half, "history": history}
 
-    def chronological(self, history: Tensor, g: Tensor, t: int) -> Tensor:
-        """The last r gradients and the newest, ``(batch, r + 1, n)``, oldest first, at step ``t``."""
-        slots = [(t - 1 - age) % self.r for age in range(self.r, 0, -1)]
-        return torch.cat([history[:, slots], g.unsqueeze(1)], 1)
+    def places(self, t: int) -> list[int]:
+        """Where the gradients in the ring's slots, and the newest, come in the order of time, oldest first, at step ``t``."""
+        return [(slot - (t - 1)) % self.r for slot in range(self.r)] + [self.r]
 
     def weights(self, views: Sequence[View], predictor: Weights) -> Tensor:
         """The coefficients of the last r + 1 gradients, from their products over all parameters that have had as many."""
         home = views[0].gradient
         products = torch.zeros(self.r + 1, self.r + 1, dtype=torch.float64, device=home.device)
         for g, state, t in (view for view in views if view.t > self.r):
-            gradients = self.chronological(state["history"], g, t)
-            products += (gradients @ gradients.mT).sum(0).to(products)
+            gradients, own = state["history"], torch.empty_like(products)
+            own[:-1, :-1] = (gradients @ gradients.mT).sum(0)
+            own[:-1, -1] = own[-1, :-1] = (gradients @ g.unsqueeze(-1)).sum(0).squeeze(-1)
+            own[-1, -1] = (g * g).sum()
+            places = self.places(t)
+            order = sorted(range(len(places)), key=places.__getitem__)
+            products += own[order][:, order]
         return predictor(products)
 
 

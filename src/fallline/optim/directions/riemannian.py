@@ -5,7 +5,7 @@
 
 v̂ is the largest v so far (RAMSGrad, not debiased), or v debiased with m debiased (RAdam); Adagrad sums v and has no m. Manifolds are
 geoopt's; components are what their ``component_inner`` speaks of: points of a sphere or a ball, entries of a Euclidean space, the
-factors of a product.
+factors of a product. Without a manifold a tensor is a product of lines: all is elementwise, and nothing is carried.
 
 Bécigneul, Ganea: Riemannian Adaptive Optimization Methods, ICLR 2019, arXiv 1810.00760.
 """
@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fallline.optim.engine.arithmetic import blend
+from fallline.optim.engine.arithmetic import blend, over
 from fallline.optim.engine.parts import Direction, Move, Scalars, Tensors
 from fallline.optim.engine.state import State
 
@@ -29,22 +29,27 @@ from fallline.optim.engine.state import State
 class OnManifold(Direction):
     """What the rules on a manifold share: whole tensors, Riemannian gradients, squared norms of components."""
 
-    scope: ClassVar[Literal["elementwise", "matrix"]] = "matrix"
+    manifold: Any = None
 
-    manifold: Any
+    @property
+    def scope(self) -> Any:  # type: ignore[override]
+        """Whole tensors on a manifold."""
+        return "elementwise" if self.manifold is None else "matrix"
 
     def view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(shape)
 
-    def components(self, p: Tensor) -> tuple[int, ...]:
-        """The shape of one number a component."""
+    def each(self, p: Tensor) -> State:
+        """One number a component."""
+        if self.manifold is None:
+            return State(nonnegative=True)
         x = p.detach()
-        return tuple(self.manifold.component_inner(x, x).shape) if x.numel() else tuple(p.shape)
+        return State(tuple(self.manifold.component_inner(x, x).shape) if x.numel() else tuple(p.shape), nonnegative=True)
 
     def riemannian(self, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """The Riemannian gradient and its squared norm at ``p``."""
-        if not p.numel():
-            return g, g
+        if self.manifold is None or not p.numel():
+            return g, g * g
         gradient = self.manifold.egrad2rgrad(p, g)
         return gradient, self.manifold.component_inner(p, gradient)
 
@@ -59,12 +64,16 @@ class RiemannianMoments(OnManifold):
                 "debias2": 1 / math.sqrt(1 - beta2**t)}
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {"exp_avg": State(), "exp_avg_sq": State(self.components(p), nonnegative=True)}
+        return {"exp_avg": State(), "exp_avg_sq": self.each(p)}
+
+    def moments(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensor]:
+        """m and v after the step."""
+        gradient, squared = self.riemannian(g, p)
+        m = blend(s["exp_avg"], gradient, c.new1, out=over(s["exp_avg"]))
+        return m, blend(s["exp_avg_sq"], squared, c.new2, out=over(s["exp_avg_sq"]))
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        gradient, squared = self.riemannian(g, p)
-        m = blend(s["exp_avg"], gradient, c.new1)
-        v = blend(s["exp_avg_sq"], squared, c.new2)
+        m, v = self.moments(g, p, s, c)
         return m * c.debias1 / (v.sqrt() * c.debias2 + c.eps), {"exp_avg": m, "exp_avg_sq": v}
 
 
@@ -73,12 +82,12 @@ class LargestRiemannianMoments(RiemannianMoments):
     """RAMSGrad: m / (√max v + ε)."""
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {**super().init(p), "max_exp_avg_sq": State(self.components(p), nonnegative=True)}
+        return {**super().init(p), "max_exp_avg_sq": self.each(p)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        _, new = super().__call__(g, p, s, c)
-        largest = torch.maximum(s["max_exp_avg_sq"], new["exp_avg_sq"])
-        return new["exp_avg"] / (largest.sqrt() + c.eps), {**new, "max_exp_avg_sq": largest}
+        m, v = self.moments(g, p, s, c)
+        largest = torch.maximum(s["max_exp_avg_sq"], v, out=over(s["max_exp_avg_sq"]))
+        return m / (largest.sqrt() + c.eps), {"exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": largest}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class RiemannianSum(OnManifold):
         return {"eps": group["eps"]}
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {"sum": State(self.components(p), nonnegative=True)}
+        return {"sum": self.each(p)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         gradient, squared = self.riemannian(g, p)
