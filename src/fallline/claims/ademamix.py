@@ -57,23 +57,28 @@ class OneBatch(fl.Training):
         return super().draw(key, indices=torch.arange(len(self.data[0])))
 
 
-def train(problems: Sequence[fl.Training], method: fl.Train, steps: int, at: int, after: int, key: int,
-          inject: bool) -> tuple[Tensor, list[Tree]]:
-    """The losses of a held-out batch at every fourth step from ``at`` to ``at + after``, ``(times, seeds)``, and where training ends.
+def forked(problems: Sequence[fl.Training], method: fl.Train, steps: int, at: int, after: int, key: int) -> tuple[Tensor, list[Tree]]:
+    """By how much a held-out batch's loss is lower where step ``at`` took it, and where training ends that did not.
 
-    The batch is the first windows of each seed's validation text; with ``inject`` step ``at`` takes it instead of its own.
+    The gain is at every fourth step from ``at`` to ``at + after``, ``(times, seeds)``; the batch is the first windows of each seed's
+    validation text. Both runs are one until ``at``.
     """
     whole, size = joined(problems, 1, key), problems[0].batch_size
     batches = [tuple(tensor[:size] for tensor in p.validation) for p in problems]
     held_out = [OneBatch(p.model, p.loss_fn, batch, batch_size=size) for p, batch in zip(problems, batches, strict=True)]
     injected = OneBatch(whole.model, whole.loss_fn, [torch.stack(each, 1) for each in zip(*batches, strict=True)], batch_size=size)
-    state, found = method.init(whole, Key(key)), []
-    for step in range(1, steps + 1):
-        state = method.step(injected if inject and step == at else whole, state)
-        if at <= step <= at + after and (step - at) % EVERY == 0:
-            weights = separated(method.report(whole, state).resolve(), problems)
-            found.append(training_losses(held_out, weights)[0])
-    return torch.stack(found), separated(method.report(whole, state).resolve(), problems)[0]
+    weights = lambda state: separated(method.report(whole, state).resolve(), problems)
+    state = method.init(whole, Key(key))
+    for _ in range(1, at):
+        state = method.step(whole, state)
+    other, gains = method.clone(state), []
+    for step in range(at, steps + 1):
+        state = method.step(whole, state)
+        if step <= at + after:
+            other = method.step(injected if step == at else whole, other)
+            if (step - at) % EVERY == 0:
+                gains.append(training_losses(held_out, weights(state))[0] - training_losses(held_out, weights(other))[0])
+    return torch.stack(gains), weights(state)[0]
 
 
 @claim("a batch seen once is forgotten by AdEMAMix within 100 steps to at most 0.9 of the extent of AdamW")
@@ -86,9 +91,8 @@ def forgetting(scale: Scale, seed: int) -> Evidence:
         tuning = trained_networks(problems[:1], optimizer, at_rates(RATES[name]), steps, seed, schedule=cosine(steps))
         best = int(validation(problems[:1], tuning).argmin())
         method = with_settings(optimizer, at_rates(RATES[name][best:best + 1]), cosine(steps))
-        without, ends = train(problems, method, steps, at, after, seed, inject=False)
-        seen, _ = train(problems, method, at + after, at, after, seed, inject=True)
-        gains[name], losses[name] = without - seen, validation(problems, [ends])[0]
+        gains[name], ends = forked(problems, method, steps, at, after, seed)
+        losses[name] = validation(problems, [ends])[0]
     regained = {name: gain.amax(0) - gain[-1] for name, gain in gains.items()}
     return Evidence([
         at_most("regained loss, AdEMAMix / AdamW", (regained["AdEMAMix"] / regained["AdamW"]).tolist(), 0.9),
