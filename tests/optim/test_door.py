@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import fallline as fl
 from fallline import optim
@@ -148,3 +149,35 @@ def test_an_estimate_that_is_not_finite_is_skipped_or_an_oracle_refused():
     params = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(fl.MissingOracle, match=r"Sophia.update\(\) takes gradients only"):
         optimizer.update(params, params, optimizer.init(params))
+
+
+def test_a_hint_is_of_what_can_be_given():
+    with pytest.raises(TypeError, match="AdamGS has no argument 'lr'; known: horizon"):
+        optim.AdamGS([nn.Parameter(torch.ones(2))], lr=0.1)
+
+
+def test_group_values_that_come_from_other_arguments_are_checked():
+    p = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"betas must be 1 numbers, got 0\.9"):
+        optim.AdamGS([{"params": [p], "betas": 0.9}])
+    with pytest.raises(ValueError, match="max_update must be a finite number > 0, got None"):
+        optim.AdaBelief([{"params": [p], "max_update": None}], max_update=10.0)
+
+
+def test_what_selects_a_rule_may_change_between_steps():
+    ends = []
+    for late in (False, True):
+        p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer = optim.SGDSaI([p], momentum=0.0 if late else 0.9)
+        for t in range(3):
+            optimizer.param_groups[0]["momentum"] = 0.9 if t or not late else 0.0
+            p.grad = torch.tensor([1.0, 2.0], dtype=torch.float64)
+            optimizer.step()
+        ends.append(optimizer.state[p])
+    assert all("momentum_buffer" in state or any(isinstance(v, torch.Tensor) and v.ndim for v in state.values()) for state in ends)
+
+
+def test_a_rule_around_another_warns_once():
+    with pytest.warns(UserWarning) as found:
+        optim.XGrad([nn.Parameter(torch.ones(2))], base="ademamix", warmup_steps=10)
+    assert len(found) == 1

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed.checkpoint.state_dict
 from scipy.optimize import brentq
 from torch import nn
 
@@ -311,13 +312,15 @@ def test_one_loss_has_one_constant_and_one_sign(make, own):
     assert len(optimizer.param_groups) == 1
 
 
-def test_an_energy_in_eight_bits_starts_anew():
+@pytest.mark.parametrize("storage", [optim.BFloat16(), optim.Blockwise8bit(block=4, min_size=1)])
+def test_an_energy_is_kept_whole_and_starts_anew(storage):
     p = nn.Parameter(OUTSIDE.clone())
-    optimizer = optim.AEGD([p], lr=0.1, storage=optim.Blockwise8bit(block=4, min_size=1))
+    optimizer = optim.AEGD([p], lr=0.1, storage=storage)
     step = lambda: optimizer.step(lambda: _backward(p))
     for _ in range(3):
         p.grad = None
         step()
+    assert optimizer.state[p]["energy"].dtype == torch.float64
     optimizer.restart()
     p.grad = None
     root = math.sqrt(float(value(p.detach())) + 1)
@@ -342,3 +345,87 @@ def test_a_loss_that_c_does_not_lift_is_refused_around_aegd_as_well(make):
 def test_metrics_that_are_none_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         optim.AEPG([nn.Parameter(torch.ones(2))], **settings)
+
+
+def test_entries_that_underflow_to_zero_leave_the_bound_on_the_others():
+    p = nn.Parameter(torch.full((3,), 1 / 3))
+    weights = torch.tensor([1.0, 20.0, 50.0])
+    optimizer = optim.AEPG([p], lr=0.1, c=100.0, constraint="simplex")
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = (weights * p).sum()
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)
+        assert float(p.min()) >= 0 and float(p.sum()) == pytest.approx(1, abs=1e-3)
+    assert float(p.min()) == 0
+
+
+def test_groups_that_come_later_are_checked_against_the_constraint():
+    p, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.tensor([-1.0, 2.0]))
+    optimizer = optim.AEPG([p], constraint="positive")
+    p.grad = torch.ones(2)
+    optimizer.step(lambda: torch.tensor(1.0))
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="needs a start with positive entries, got a smallest entry -1"):
+        optimizer.step(lambda: torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD])
+def test_the_pure_form_knows_its_c_and_refuses_a_loss_below_it(make):
+    x, g = [torch.ones(2)], [torch.ones(2)]
+    plain, raised = make([nn.Parameter(x[0])]), make([nn.Parameter(x[0])], c=100.0)
+    override = plain.update(x, g, plain.init(x), loss=torch.tensor(1.0), c=100.0)[0]
+    assert torch.equal(override[0], raised.update(x, g, raised.init(x), loss=torch.tensor(1.0))[0][0])
+    with pytest.raises(ValueError, match=r"needs f \+ c > 0, but f \+ c is -4"):
+        plain.update(x, g, plain.init(x), loss=torch.tensor(-5.0))
+    with pytest.raises(fl.MissingOracle):
+        plain.update(x, g, plain.init(x))
+
+
+def test_the_pure_form_shares_its_energy_with_parameters_that_come_late():
+    params = [nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2)]
+    optimizer = optim.AEPG(params, lr=0.5)
+    x = [p.detach().clone() for p in params]
+    state = optimizer.init(x)
+    for t in range(6):
+        gradients = [2 * x[0], 3 * x[1] if t >= 3 else None]
+        loss = torch.tensor(3.0 - 0.1 * t, dtype=torch.float64)
+        x, state = optimizer.update(x, gradients, state, loss=loss)
+        params[0].grad, params[1].grad = 2 * params[0].detach(), 3 * params[1].detach() if t >= 3 else None
+        optimizer.step(lambda loss=loss: loss)
+    for p, y in zip(params, x, strict=True):
+        torch.testing.assert_close(p.detach(), y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD])
+def test_a_loss_that_is_not_a_number_is_raised_or_skipped(make):
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises(fl.NonFiniteError, match="was given a loss that is not a number"):
+        make([p]).step(lambda: torch.tensor(math.nan))
+    skipping = make([p], nonfinite="skip")
+    skipping.step(lambda: torch.tensor(math.nan))
+    assert torch.equal(p, torch.ones(2))
+
+
+@pytest.mark.parametrize("make", [optim.AEPG, optim.AEGD, lambda p: optim.OASIS(p), lambda p: optim.GradReg(p, base="aepg")])
+def test_checkpoint_tools_make_state_appear_without_starting_it(make):
+    model = nn.Linear(2, 2)
+    torch.distributed.checkpoint.state_dict.get_optimizer_state_dict(model, optimizer := make(list(model.parameters())))
+    entry = optimizer.state[model.weight]
+    assert entry["step"] == 0 and ("energy" not in entry or bool(torch.as_tensor(entry["energy"]).isnan().all()))
+
+
+def test_a_loss_of_one_entry_is_a_number():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optim.AEPG([p]).step(lambda: torch.ones(1))
+    assert torch.isfinite(p).all() and float(p[0]) < 1
+
+
+def test_a_metric_of_another_shape_is_refused():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="precond must return one number for each entry of its tensor"):
+        optim.AEPG([p], precond=lambda x, g: x @ g).step(lambda: torch.tensor(1.0))

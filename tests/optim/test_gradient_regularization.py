@@ -107,3 +107,11 @@ def test_groups_are_checked_as_the_base_checks_them(base, group, message):
         state["param_groups"][0].update(group)
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(state)
+
+
+def test_it_does_not_leave_a_manifold():
+    geoopt = pytest.importorskip("geoopt")
+    sphere = geoopt.Sphere()
+    p = geoopt.ManifoldParameter(sphere.random(3), manifold=sphere)
+    with pytest.raises(TypeError, match="GradReg cannot go over RiemannianAdam here: its move is a Geodesic"):
+        optim.GradReg([p], base=optim.RiemannianAdam)

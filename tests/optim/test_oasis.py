@@ -227,3 +227,21 @@ def test_a_group_may_have_a_rate_of_its_own_in_every_mode():
         scale = optimizer.state[p]["curvature"].abs().clamp(min=1e-5)
         step = slope(START, TARGETS[0]) * (0.1 if mode == "momentum" else 1.0)
         torch.testing.assert_close(p.detach(), START - 0.02 * step / scale, rtol=1e-12, atol=1e-12)
+
+
+def test_adaptive_rates_are_one_number():
+    a, b = nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())
+    with pytest.raises(ValueError, match="lr0 must be the same in all groups with mode='adaptive'"):
+        optim.OASIS([{"params": [a]}, {"params": [b], "lr0": 10.0}])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_late_parameter_s_diagonal_starts_from_as_many_probes(order):
+    params = [nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())]
+    early, late = params
+    problem = fl.Smooth(lambda x: value(torch.cat(list(x)), TARGETS[0]), [p.detach() for p in params])
+    alone = fl.Smooth(lambda x: value(torch.cat([x, START[2:]]), TARGETS[0]), early.detach())
+    optimizer = optim.OASIS([{"params": [params[i]]} for i in order], warm_samples=7)
+    optimizer.step(alone.bind(early))
+    optimizer.step(problem.bind(params))
+    assert problem.counts["hvps"] == 7 + 1

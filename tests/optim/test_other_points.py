@@ -345,3 +345,16 @@ def test_exact_mars_keeps_the_gradients_of_parameters_of_others():
 def test_xgrad_needs_a_number_of_steps(steps):
     with pytest.raises(ValueError, match="steps must be a finite number >= 0"):
         optim.XGrad([nn.Parameter(torch.ones(2))], steps=steps)
+
+
+@pytest.mark.parametrize("variant", ["adamw", "lion"])
+def test_exact_mars_compiled_keeps_the_point_before_and_not_the_one_after(variant):
+    ends = []
+    for compile in (False, True):
+        p = nn.Parameter(torch.randn(30, 40, dtype=torch.float64, generator=fl.Key(0).generator()))
+        optimizer = optim.MARS([p], exact=True, variant=variant, lr=0.05, gamma=0.5, compile=compile)
+        for t in range(5):
+            target = torch.randn(30, 40, dtype=torch.float64, generator=fl.Key(t).generator())
+            optimizer.step(fl.Smooth(lambda x, target=target: ((x - target) ** 2).sum() / 100, p.detach()).bind(p))
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-12)

@@ -261,7 +261,7 @@ def test_sgd_sai_takes_the_eps_of_the_group():
 def test_a_first_gradient_that_is_not_finite_does_not_spoil_the_scales_of_others():
     good, bad = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     good.grad, bad.grad = torch.tensor([1.0, -1.0]), torch.tensor([math.inf, 0.0])
-    optimizer = optim.SGDSaI([good, bad], nonfinite="ignore")
+    optimizer = optim.SGDSaI([bad, good], nonfinite="ignore")
     optimizer.step()
     assert float(optimizer.state[good]["scale"]) == 1.0 and torch.isfinite(good).all()
 
@@ -275,3 +275,14 @@ def test_how_far_outside_lion_is_and_the_weights_of_xgrad():
     assert optim.constraint_violation(around) == 0.0 and float(p[1].detach()) == -2.0
     with pytest.raises(TypeError, match="optimizer must be a LionK or a Lion, whose decay is a constraint, got AdamW"):
         optim.constraint_violation(optim.AdamW([p]))
+
+
+def test_gravity_throws_each_group_at_its_own_scale_also_when_both_warm_up_from_nothing():
+    params = [torch.nn.Parameter(torch.zeros(100, 100)) for _ in range(2)]
+    optimizer = optim.Gravity([{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 10.0), strict=True)], alpha=0.05)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: t / 10)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, scale in zip(params, (0.5, 0.005), strict=True):
+        assert float((2 * optimizer.state[p]["velocity"]).std()) == pytest.approx(scale, rel=0.03)

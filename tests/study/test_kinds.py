@@ -45,7 +45,8 @@ def test_all_and_a_room_are_the_methods_that_fit() -> None:
         return methods.chosen(wanted, fl.problems.make(problem))  # type: ignore[arg-type]
 
     assert {"sgd", "lazy-newton", "adamw"} < set(chosen("all", "rosenbrock")) and "f2sa" not in chosen("all", "rosenbrock")
-    assert chosen(["solvers", "adamw", "sgd"], "rosenbrock") == ["lazy-cubic-newton", "lazy-newton", "adamw", "sgd"]
+    *room, last, one = chosen(["solvers", "adamw", "sgd"], "rosenbrock")
+    assert {"lazy-cubic-newton", "lazy-newton"} <= set(room) and (last, one) == ("adamw", "sgd")
     first = set(chosen("all-first-order", "digits-mlp"))
     assert {"sgd", "lion", "mars", "grad-reg", "xgrad"} < first and not {"sophia", "oasis", "consensus-based", "lazy-newton"} & first
     assert {"shampoo", "lion"} < set(chosen("all", "digits-mlp")) and "lazy-newton" not in chosen("all", "digits-mlp")

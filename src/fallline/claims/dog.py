@@ -14,9 +14,9 @@ from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, re
 from fallline.claims._tuning import observed, side_by_side, spaced, trained
 from fallline.core.keys import Key
 from fallline.optim import DoG, LDoG
+from fallline.optim.averaging import PolynomialDecay
 from fallline.optim.engine.optimizer import Optimizer
 from fallline.optim.engine.parts import Gradient
-from fallline.optim.step_sizes import PolynomialDecay
 from fallline.problems import digits_mlp
 
 PAPER = Paper(

@@ -7,12 +7,15 @@ quantises and shards it.
 from fallline.optim.accelerated import AcceleratedSGD, StochasticAGD
 from fallline.optim.acceleration import AccelerationAdvice, Growth, acceleration_advice, estimate_growth
 from fallline.optim.adabelief import AdaBelief
+from fallline.optim.adagrad_norm import AdaGradNorm
 from fallline.optim.adam8bit import Adam8bit, SGDM8bit, StableEmbedding
 from fallline.optim.adamomentum import AdaMomentum
 from fallline.optim.adamw import AdamW
 from fallline.optim.ademamix import AdEMAMix
 from fallline.optim.advice import Advice, Traits, advise
-from fallline.optim.conditioning import ConditionReport, condition, condition_report, remove_conditioning
+from fallline.optim.averaging import PolynomialAverage
+from fallline.optim.composite import CompositeSMD
+from fallline.optim.conditioning import ConditionReport, condition, condition_report, equilibrate, remove_conditioning
 from fallline.optim.diffgrad import DiffGrad
 from fallline.optim.dog import DoG, LDoG, TDoG
 from fallline.optim.energy import AEGD, AEPG
@@ -31,23 +34,42 @@ from fallline.optim.noise import GradientNoise, GradientNoiseReport, add_anneale
 from fallline.optim.oasis import OASIS
 from fallline.optim.optex import OptEx
 from fallline.optim.optimistic_amsgrad import OptAMSGrad, extrapolate
+from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
+from fallline.optim.schedules import (
+    GradNormRecorder,
+    LastIterate,
+    LinearDecay,
+    Schedule,
+    Snapshots,
+    Tabulated,
+    WarmRestarts,
+    last_iterate_bound,
+    linear_decay,
+    refine,
+)
 from fallline.optim.sgd_sai import GSNRReport, SGDSaI, gsnr_report
 from fallline.optim.shampoo import Shampoo
+from fallline.optim.smb import SMB
 from fallline.optim.sophia import Sophia
-from fallline.optim.step_sizes import DistanceOverGradients, PolynomialAverage
+from fallline.optim.step_sizes import DistanceOverGradients
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
+from fallline.optim.u_dog import UDoG
+from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "AEGD", "AEPG", "MARS", "OASIS", "SGD", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix", "AdaBelief", "AdaMax", "AdaMomentum",
-    "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW", "Advice", "BFloat16", "Blockwise8bit", "ConditionReport", "DiffGrad",
-    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness", "GradReg",
-    "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov",
-    "OptAMSGrad", "OptEx", "Optimizer", "PolynomialAverage", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam",
-    "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Shampoo", "Sophia", "StableEmbedding", "StepSize", "StochasticAGD", "Storage", "TDoG",
-    "Traits", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
-    "constraint_violation", "effective_alpha", "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report",
-    "gsnr_report", "like", "lion_from_adamw", "lion_lyapunov", "reduce", "remove_conditioning", "risk_report", "roles",
+    "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix", "AdaBelief",
+    "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW", "Advice", "BFloat16",
+    "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad", "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal",
+    "GSNRReport", "GaLore", "GeneralizedSmoothness", "GradNormRecorder", "GradReg", "GradientNoise", "GradientNoiseReport",
+    "Gravity", "Growth", "LDoG", "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov",
+    "OptAMSGrad", "OptEx", "Optimizer", "PolynomialAverage", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad",
+    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding",
+    "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithStepSize", "XGrad",
+    "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
+    "constraint_violation", "effective_alpha", "equilibrate", "estimate_growth", "extrapolate", "fit_generalized_smoothness",
+    "gradient_noise_report", "gsnr_report", "last_iterate_bound", "like", "linear_decay", "lion_from_adamw", "lion_lyapunov",
+    "reduce", "refine", "remove_conditioning", "risk_report", "roles",
 ]

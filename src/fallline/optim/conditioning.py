@@ -33,7 +33,7 @@ def equilibrate(matrix: Tensor, mode: Mode = "row", detach: bool = False) -> Ten
     ----------
     matrix : Tensor, shape (m, n)
     mode : {"row", "col", "row_col"}, default "row"
-        After "row_col" the columns have norm 1, the rows about that.
+        After "row_col" the columns have norm 1, the rows no longer.
     detach : bool, default False
         Treat the norms as constants in the gradient.
 
@@ -184,6 +184,8 @@ def _named(module: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str
 def _check(module: nn.Module, layer: nn.Module, name: str, mode: Mode) -> None:
     """Refuse a weight that another layer holds as well, and kernels that are not the matrix (out, in · k · k)."""
     weight = getattr(layer, name)
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"{type(layer).__name__} has no weight yet; run the model once on an example first")
     paths = [path for path, p in module.named_parameters(remove_duplicate=False) if p is weight]
     if len({id(module.get_submodule(path.rpartition(".")[0])) for path in paths}) > 1:
         raise ValueError(f"{' and '.join(paths)} are one weight, which conditioning one layer would untie; name others with names=")

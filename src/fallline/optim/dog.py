@@ -14,11 +14,12 @@ import torch
 from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.core.warning import warn
+from fallline.optim.averaging import PolynomialDecay
 from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Gradient
 from fallline.optim.engine.state import working_dtype
-from fallline.optim.step_sizes import DampedDistanceOverGradients, DistanceOverGradients, PolynomialDecay
+from fallline.optim.step_sizes import DampedDistanceOverGradients, DistanceOverGradients
 
 
 @register("dog")

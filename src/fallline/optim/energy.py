@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from fallline.core.errors import NonFiniteError
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.core.warning import warn
@@ -25,7 +26,7 @@ from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import acts, refuse
 from fallline.optim.engine.parts import Direction, Gradient, Scalars, StepSize, Tensors, View
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 UNDERFLOW = 1e-8
 Constraint = str | tuple[Tensor, Tensor]
@@ -41,7 +42,10 @@ class Energy(StepSize):
     needs: ClassVar[tuple[str, ...]] = ("loss", "step_dot_gradient")
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
-        return {"constant": group["c"], "sign": -1.0 if group["maximize"] else 1.0}
+        return _constants(group)
+
+    def check_loss(self, loss: float, group: Mapping[str, Any]) -> None:
+        _check_positive("AEPG", loss, group)
 
     def scalars(self) -> dict[str, float]:
         return {"energy": math.nan, "first_energy": math.nan}
@@ -78,15 +82,33 @@ class EntrywiseEnergy(Direction):
     """u = r v · 2 with v = g / (2 ℓ) and r ← r / (1 + 2 η v²), an r for each entry."""
 
     supports_complex: ClassVar[bool] = True
+    uses_rate: ClassVar[bool] = True
+
+    def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
+        return _constants(group)
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {"energy": like(p, nonnegative=True, initial=math.nan)}
+        # In few bits 1 + 2 η v² is 1, and r would not fall.
+        return {"energy": like(p, nonnegative=True, precision=working_dtype(p.dtype), initial=math.nan)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        root = c.root.to(g)
+        root = (c.sign * c.loss.to(g) + c.constant).sqrt()
         v = g / (2 * root)
         r = torch.where(s["energy"].isnan(), root, s["energy"]) / (1 + 2 * c.lr * v * v)
         return 2 * r * v, {"energy": r}
+
+
+def _constants(group: Mapping[str, Any]) -> Scalars:
+    return {"constant": group["c"], "sign": -1.0 if group["maximize"] else 1.0}
+
+
+def _check_positive(name: str, loss: float, group: Mapping[str, Any]) -> None:
+    """Refuse f + c ≤ 0 of what is minimised."""
+    total = (-loss if group["maximize"] else loss) + group["c"]
+    if total <= 0:
+        raise ValueError(f"{name} needs f + c > 0, but f + c is {total:g} with c = {group['c']:g}; take a larger c")
+    if math.isnan(total):
+        raise NonFiniteError(f"{name} was given a loss that is not a number; lower lr, or pass nonfinite=\"skip\"")
 
 
 class _WithEnergy(Optimizer):
@@ -104,24 +126,14 @@ class _WithEnergy(Optimizer):
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None and acts(self.param_groups):
             refuse(type(self).__name__, "the loss", closure=True)
-        loss = super().evaluate(closure)
-        if loss is not None:
-            total, c = float(self.shifted(torch.as_tensor(loss).detach())), self.param_groups[0]["c"]
-            if total <= 0:
-                raise ValueError(f"{type(self).__name__} needs f + c > 0, but f + c is {total:g} with c = {c:g}; take a larger c")
-        return loss
-
-    def shifted(self, loss: Tensor) -> Tensor:
-        """f + c of what is minimised."""
-        group = self.param_groups[0]
-        return (-loss if group["maximize"] else loss) + group["c"]
+        return super().evaluate(closure)
 
     def restart(self) -> None:
         """Let the energy start anew from √(f + c) at the next step, after it has become too small to move anything."""
         self._plan = None  # what is left out of the state starts again
         for state in self.state.values():
-            for name in [name for name in state if name.startswith(("energy", "first_energy"))]:
-                del state[name]
+            for name in ("energy", "first_energy"):
+                state.pop(name, None)
 
 
 @register("aepg")
@@ -157,14 +169,14 @@ class AEPG(_WithEnergy):
             raise ValueError("precond and constraint are two choices of one metric; give one of them")
         if precond is not None and not callable(precond):
             raise ValueError(f"precond must be a function (x, g) -> A(x) g of flattened tensors, got {precond!r}")
-        self.constraint, self._warned = constraint, False
+        self.constraint, self._warned, self._checked = constraint, False, 0
         inside = isinstance(constraint, str)
         rule = _metric(constraint) if precond is None else CustomMetric(precond)
         super().__init__(params, rule, {"lr": lr, "c": c, "weight_decay": weight_decay},
                          step_size=EnergyInside() if inside else Energy(), **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "constraint": self.constraint, "_warned": self._warned}
+        return {**super().__getstate__(), "constraint": self.constraint, "_warned": self._warned, "_checked": self._checked}
 
     @property
     def energy(self) -> float:
@@ -179,11 +191,11 @@ class AEPG(_WithEnergy):
         return next((float(state[name]) for state in self.state.values() if name in state), math.nan)
 
     def before_step(self) -> None:
-        if not self.state:
-            for group in self.param_groups:
-                for p in group["params"]:
-                    _check_start(local(p), self.constraint)
-        elif not self._warned and self.energy < UNDERFLOW * self._number("first_energy"):
+        for group in self.param_groups[self._checked :]:
+            for p in group["params"]:
+                _check_start(local(p), self.constraint)
+        self._checked = len(self.param_groups)
+        if self.state and not self._warned and self.energy < UNDERFLOW * self._number("first_energy"):
             self._warned = True
             warn(f"AEPG's energy has fallen to {self.energy:.1e}, {UNDERFLOW:g} of its start: steps have become too short to matter; "
                  "call restart(), with a smaller lr or a larger c")
@@ -204,8 +216,10 @@ class AEGD(_WithEnergy):
         if loss is None and acts(self.param_groups):
             refuse("AEGD", "the loss", closure=True)
         home = views[0].gradient
-        value = torch.zeros((), dtype=home.dtype) if loss is None else torch.as_tensor(loss)
-        return {"root": self.shifted(value).sqrt().to(home.device)}
+        value = torch.zeros(()) if loss is None else torch.as_tensor(loss).reshape(())
+        if loss is not None and self.nonfinite != "ignore":
+            _check_positive("AEGD", float(value.detach()), self.param_groups[0])
+        return {"loss": value.to(home)}
 
 
 def _metric(constraint: Constraint | None) -> Direction:
@@ -217,6 +231,8 @@ def _metric(constraint: Constraint | None) -> Direction:
     if isinstance(constraint, str):
         return Simplex() if constraint == "simplex" else Positive()
     rows, right = constraint
+    if not (rows.is_floating_point() and right.is_floating_point()):
+        raise ValueError(f"constraint (B, b) must be floating-point tensors, got {rows.dtype} and {right.dtype}")
     if rows.ndim != 2 or right.shape != rows.shape[:1]:
         raise ValueError(f"constraint (B, b) must be a matrix and a vector with as many entries as B has rows, got shapes "
                          f"{tuple(rows.shape)} and {tuple(right.shape)}")

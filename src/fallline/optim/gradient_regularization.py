@@ -22,6 +22,7 @@ from fallline.core.space import LogUniform, Range
 from fallline.optim.engine.hyperparameters import check_finite, check_positive
 from fallline.optim.engine.oracles import acts, gradients_at, of_minimised, refuse
 from fallline.optim.engine.over import Base, Over
+from fallline.optim.engine.parts import Add, DecoupledDecay, Displace, Replace
 from fallline.optim.survey import SGD
 
 MODES = ("forward", "backward", "double", "flooding")
@@ -80,6 +81,14 @@ class GradReg(Over):
         if self.reevaluates:
             raise TypeError(f"GradReg cannot go over {type(self.base).__name__} as it is set: it compares gradients at its own points, "
                             "which would not be regularised; use a base such as SGD, Momentum or Adam")
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        super().check_group(group)
+        for p in group["params"]:
+            move = self.rule.move_for(p, group)
+            if type(move) not in (Add, Displace, DecoupledDecay, Replace):
+                raise TypeError(f"GradReg cannot go over {type(self.base).__name__} here: its move is a {type(move).__name__}, and "
+                                "θ + ε g would leave where its parameters belong")
 
     def update(self, *arguments: Any, **options: Any) -> NoReturn:
         """Refused: there is no pure form of a rule that evaluates the loss itself."""

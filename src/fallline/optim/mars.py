@@ -107,7 +107,7 @@ class MARS(Optimizer):
                  variant: Literal["adamw", "lion", "shampoo"] = "adamw", exact: bool = False, weight_decay: float = 0.0,
                  eps: float = 1e-8, lr_1d: float = 3e-3, betas_1d: tuple[float, float] = (0.9, 0.95), weight_decay_1d: float = 0.1,
                  **options: Unpack[EngineOptions]) -> None:
-        if variant not in VARIANTS:
+        if not isinstance(variant, str) or variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
         check("lr", lr)
         check("lr_1d", lr_1d)

@@ -17,17 +17,16 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor
 
-from fallline.core.curvature import hutchinson_diagonal
-from fallline.core.keys import Key
 from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.optim.directions.averages import Undebiased
 from fallline.optim.directions.hutchinson import OverCurvature, WithPrevious
 from fallline.optim.directions.variance_reduced import PREVIOUS, previous_points
 from fallline.optim.engine.hyperparameters import check
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.oracles import gradients_at, of_minimised
 from fallline.optim.engine.parts import Direction, Scalars, StepSize, Tensors
+from fallline.optim.probing import Probing
 
 MODES = ("adaptive", "fixed", "momentum")
 
@@ -58,7 +57,7 @@ class LocalSmoothness(StepSize):
 
 
 @register("oasis")
-class OASIS(Optimizer):
+class OASIS(Probing):
     """x ← x − η_k D̂⁻¹ g,  D̂ = max(|D|, α),  D ← β₂ D + (1 − β₂) z ∘ (H z),  η_k from the smoothness between the last two points.
 
     Needs Hessian-vector products: ``opt.step(objective(x, y))``. A step costs two gradients, both of the same batch, and one product;
@@ -93,7 +92,6 @@ class OASIS(Optimizer):
     """
 
     space: ClassVar[Mapping[str, Range]] = {}
-    derivatives: ClassVar[int] = 2
     positive: ClassVar[Mapping[str, str]] = {"alpha": "it keeps D̂ from 0; 1e-5 is typical", "lr0": "1e-3 is typical"}
     reevaluations: ClassVar[Mapping[str, str]] = {PREVIOUS: "the gradient of this batch at the previous point"}
 
@@ -102,18 +100,17 @@ class OASIS(Optimizer):
                  lr: float = 1.0, weight_decay: float = 0.0, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
-        check("warm_samples", warm_samples)
         check("beta1", beta1)
-        check("seed", seed)
-        self.warm_samples, self.seed = warm_samples, seed
         rules: dict[str, Direction] = {"adaptive": WithPrevious(resampled=not deterministic), "fixed": OverCurvature(),
                                        "momentum": OverCurvature(Undebiased())}
         defaults = {"lr": lr, "lr0": lr0, "beta2": beta2, "alpha": alpha, "betas": (beta1,), "weight_decay": weight_decay}
         step_size = LocalSmoothness() if mode == "adaptive" else None
-        super().__init__(params, rules[mode], defaults, step_size=step_size, **options)
+        super().__init__(params, rules[mode], defaults, step_size=step_size, warm_samples=warm_samples, seed=seed, **options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "warm_samples": self.warm_samples, "seed": self.seed}
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        if self.sentence.step_size is not None and group["lr0"] != self.param_groups[0]["lr0"]:
+            raise ValueError(f"lr0 must be the same in all groups with mode='adaptive', where η is one number, got "
+                             f"{self.param_groups[0]['lr0']!r} and {group['lr0']!r}; lr may differ")
 
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         values = super().coefficients(direction, group, t)
@@ -122,11 +119,4 @@ class OASIS(Optimizer):
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
         if oracle == PREVIOUS:
             return of_minimised(gradients_at(previous_points(self.state), realisation), self.param_groups)
-        generator = Key(self.seed).fold(t, oracle).generator()
-        count = self.warm_samples if t == 1 else 1
-        total: dict[Tensor, Tensor] = {}
-        for _ in range(count):
-            for name, h in hutchinson_diagonal(realisation, generator, signs=True).items():
-                p = realisation.variables[name]
-                total[p] = total[p] + h / count if p in total else h / count
-        return of_minimised(total, self.param_groups)
+        return super().estimate(oracle, realisation, t)

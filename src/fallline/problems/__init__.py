@@ -13,12 +13,15 @@ from fallline.core.problem import Problem
 from fallline.problems.convex import least_squares, logistic, logistic_l1
 from fallline.problems.cutest import CUTEST, cutest
 from fallline.problems.diagonal import diagonal_linear_net
+from fallline.problems.harvey import harvey_function
 from fallline.problems.images import digits_cnn, digits_mlp, mnist1d
 from fallline.problems.nonconvex import matrix_sensing, rosenbrock
 from fallline.problems.text import byte_lm, tiny_lm
 
-__all__ = ["CUTEST", "byte_lm", "cutest", "diagonal_linear_net", "digits_cnn", "digits_mlp", "least_squares", "logistic", "logistic_l1",
-           "make", "makers", "matrix_sensing", "mnist1d", "names", "rosenbrock", "tiny_lm"]
+__all__ = [
+    "CUTEST", "byte_lm", "cutest", "diagonal_linear_net", "digits_cnn", "digits_mlp", "harvey_function", "least_squares",
+    "logistic", "logistic_l1", "make", "makers", "matrix_sensing", "mnist1d", "names", "rosenbrock", "tiny_lm",
+]
 
 
 def makers() -> dict[str, Callable[..., Problem]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fallline.optim.engine.arithmetic import add_scaled, blend, over
 from fallline.optim.engine.parts import Scalars, Tensors
-from fallline.optim.engine.state import State, like
+from fallline.optim.engine.state import State, like, working_dtype
 
 TINY_BETA = 1e-8
 """Where a slow average's warm-up starts for β₁ = 0, whose half-life has no logarithm."""
@@ -104,7 +104,8 @@ class WithSlowAverage(Numerator):
         return {**self.fast.coefficients(group, t), "new3": 1 - slow, "slow_weight": weight}
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {**self.fast.init(p), "slow_avg": like(p)}
+        # A ten-thousandth of the gradient is lost in a coarse average.
+        return {**self.fast.init(p), "slow_avg": like(p, precision=working_dtype(p.dtype))}
 
     def __call__(self, g: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         above, new = self.fast(g, s, c)

@@ -67,4 +67,8 @@ class CustomMetric(OnFlattened):
     function: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        return torch.stack([self.function(x, each) for x, each in zip(p, g, strict=True)]), {}
+        found = [self.function(x, each) for x, each in zip(p, g, strict=True)]
+        if any(not isinstance(u, Tensor) or u.shape != g.shape[1:] for u in found):
+            raise ValueError(f"precond must return one number for each entry of its tensor, shape {tuple(g.shape[1:])}, got "
+                             f"{found[0]!r}")
+        return torch.stack(found), {}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fallline.optim.directions.averages import Averaged, Numerator, Part
@@ -67,3 +68,13 @@ class Rectified(Quotient):
 
     def finish(self, above: Tensor, u: Tensor, c: Any) -> Tensor:
         return add_scaled(super().finish(above, u, c), c.plain, above)
+
+
+@dataclass(frozen=True)
+class Preconditioned(Quotient):
+    """B⁻¹ g for a diagonal B that is a denominator, and 0 where g is 0, whatever B is."""
+
+    numerator: Numerator = field(default_factory=Numerator)
+
+    def finish(self, above: Tensor, u: Tensor, c: Any) -> Tensor:
+        return torch.where(above == 0, 0.0, super().finish(above, u, c))

@@ -153,6 +153,38 @@ class SummedSquares(Denominator):
 
 
 @dataclass(frozen=True)
+class RootOfSum(SummedSquares):
+    """√(Σ g²) + ε."""
+
+    def __call__(self, g: Tensor, m: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
+        total = torch.addcmul(s["sum"], g, g, out=over(s["sum"]))
+        return self.of_sum(total) + c.eps, {"sum": total}
+
+    def of_sum(self, total: Tensor) -> Tensor:
+        """What ε is added to."""
+        return total.sqrt()
+
+
+@dataclass(frozen=True)
+class Sum(RootOfSum):
+    """Σ g² + ε."""
+
+    def of_sum(self, total: Tensor) -> Tensor:
+        return total
+
+
+@dataclass(frozen=True)
+class DebiasedVariance(DebiasedSquares):
+    """v / (1 − β₂ᵗ) + ε, without a root."""
+
+    def scale(self, group: Mapping[str, Any], t: int) -> float:
+        return float(1 / (1 - group["betas"][1] ** t))
+
+    def root(self, v: Tensor, c: Any) -> Tensor:
+        return v + c.scaled_eps
+
+
+@dataclass(frozen=True)
 class Largest(Denominator):
     """max(β₂ u, |g| + ε)."""
 

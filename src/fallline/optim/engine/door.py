@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -31,10 +32,11 @@ class EngineOptions(TypedDict, total=False):
     storage: Storage | None
 
 
-def check_options(optimizer: type, defaults: Iterable[str], options: EngineOptions, unknown: Iterable[str]) -> None:
+def check_options(optimizer: type, options: EngineOptions, unknown: Iterable[str]) -> None:
     """Refuse arguments that nobody knows and engine options of the wrong kind."""
     for name in unknown:
-        raise TypeError(f"{optimizer.__name__} has no argument {name!r}; {_hint(name, [*defaults, *EngineOptions.__annotations__])}")
+        known = [n for n in inspect.signature(optimizer).parameters if n not in ("params", "options", "hyperparameters")]
+        raise TypeError(f"{optimizer.__name__} has no argument {name!r}; {_hint(name, [*known, *EngineOptions.__annotations__])}")
     for name, value in (("compile", options["compile"]), ("maximize", options["maximize"])):
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False, got {value!r}")
@@ -101,5 +103,5 @@ def _name_of(optimizer: Optimizer, index: int) -> str:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known := list(known), n=1)
+    near = difflib.get_close_matches(name, known := list(known), n=1, cutoff=0.75)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -12,12 +12,13 @@ from fallline.core.errors import MissingOracle
 
 from .hooks import First
 from .kernels import Kernel
-from .parts import Coefficients, Direction, View, has_solution
+from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
 from .reduction import batched, reducing, whole
 from .state import working_dtype
-from .statistics import how
+from .statistics import how, of_direction
 from .storage import Codec
+from .two_pass import multiplied
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -187,31 +188,48 @@ def _two_passes(
 ) -> None:
     rule = optimizer.sentence.step_size
     assert rule is not None
+    if isinstance(rule, Search):
+        raise MissingOracle(f"{type(optimizer).__name__}.update() takes gradients only, but its step size is found by trying: use "
+                            "step(objective(x))")
+    if "loss" in rule.needs and loss is None:
+        raise MissingOracle(f"{type(optimizer).__name__}.update() needs the loss of these gradients: update(…, loss=loss)")
     needs = tuple(name for name in rule.needs if name != "loss")
-    extra = {"loss": torch.as_tensor(loss)} if "loss" in rule.needs else {}
-    directions, sums = {}, {}
+    extra = {"loss": torch.as_tensor(loss).reshape(())} if "loss" in rule.needs else {}
+    if extra and type(rule).check_loss is not StepSize.check_loss:
+        rule.check_loss(float(extra["loss"].detach()), items[moving[0]].group if moving else items[0].group)
+    directions, sums, given = {}, {}, {}
     for i in moving:
-        g = gradients[i]
+        item, g = items[i], gradients[i]
         assert g is not None
-        pieces = items[i].pieces(states[i])
-        with reducing(whole if items[i].view is None else batched):
-            new, directions[i], integrands = items[i].kernel.first(items[i].c, items[i].p, items[i].gradient(g), pieces, needs)
+        given[i], pieces = item.gradient(g), item.pieces(states[i])
+        with reducing(whole if item.view is None else batched):
+            if of_direction(needs):
+                new, directions[i], integrands = item.kernel.first(item.c, item.p, given[i], pieces, needs)
+                new_states[i] = item.state(states[i], new)
+            else:
+                integrands = item.kernel.before(item.c, item.p, given[i], pieces, needs)
         sums[i] = {name: whole(x, how(name)) for name, x in zip(needs, integrands, strict=True)}
-        new_states[i] = items[i].state(states[i], new)
     if rule.over == "all" and moving:
         totals = {name: whole(torch.stack([sums[i][name] for i in moving]), how(name)) for name in needs}
         sums = dict.fromkeys(moving, totals)
+    # Numbers of all parameters are as new as the parameter that has taken most steps.
+    newest = max(range(len(states)), key=lambda i: states[i].get("step", 0))
+    shared: dict[str, Any] = {}
     for i in moving:
         item = items[i]
         coefficients = items[moving[0]].c if rule.over == "all" else item.c
-        old = {name: states[i][name] for name in rule.scalars()}
+        old = {name: states[newest if rule.over == "all" else i][name] for name in rule.scalars()}
         multiplier, scalars = rule(sums[i] | extra, old, coefficients)
-        values = dict(vars(item.c))
-        values["lr"] = values["lr"] * multiplier
-        x, *pieces_ = item.kernel.second(Coefficients(values), item.p, directions[i], item.pieces(new_states[i]))
+        c, pieces = Coefficients(multiplied(vars(item.c), multiplier)), item.pieces(new_states[i])
+        with reducing(whole if item.view is None else batched):
+            moved = item.kernel.second(c, item.p, directions[i], pieces) if i in directions else \
+                item.kernel.whole(c, item.p, given[i], pieces)[0]
+        x, *changed = moved
         assert x is not None
         new_params[i] = item.parameter(x)
-        new_states[i] = item.state(new_states[i], pieces_) | scalars
+        new_states[i] = item.state(new_states[i], changed) | scalars
+        shared = scalars if rule.over == "all" else {}
+    new_states[:] = [{**state, **shared} for state in new_states]
 
 
 def swap_in(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:

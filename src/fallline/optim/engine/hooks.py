@@ -29,6 +29,7 @@ class Hooks:
 
     direction: Direction
     sentence: Sentence
+    defaults: dict[str, Any]
 
     space: ClassVar[Mapping[str, Any]] = {}
     """What is worth tuning, with ranges."""
@@ -44,12 +45,12 @@ class Hooks:
     @property
     def lengths(self) -> Mapping[str, int]:
         """How many numbers each hyperparameter has that is a tuple."""
-        return hyperparameters.lengths_of(type(self))
+        return hyperparameters.lengths_of(type(self), self.defaults)
 
     @property
     def optional(self) -> frozenset[str]:
         """Hyperparameters that may be None, in which case the rule takes what follows from others."""
-        return hyperparameters.optional_of(type(self))
+        return hyperparameters.optional_of(type(self), self.defaults)
 
     def has(self, hook: str) -> bool:
         """Whether the rule has this one, so that what it is given must be prepared."""

@@ -57,6 +57,9 @@ CHECKS: dict[str, Check] = {
     "seed": Check(lambda x: x.is_integer(), "a whole number, got {}"),
     "betas_1d": _fraction("(0.9, 0.95) is typical"),
     "weight_decay_1d": _nonnegative("0.1 is typical"),
+    "f_star": Check(math.isfinite, "a finite number, got {}; a lower bound of the loss"),
+    "lam": _positive("0.1 is typical"),
+    "b0": _nonnegative("1e-6 is typical"),
     "lr_1d": _nonnegative("3e-3 is typical"),
     "lr_1d_ratio": _nonnegative("lr_1d is 3e-3 by default"),
     "r": Check(lambda x: x >= 2 and x.is_integer(), "a whole number >= 2, got {}; 5 is typical"),
@@ -122,12 +125,13 @@ def _check(test: Check, name: str, value: Any) -> None:
         raise ValueError(f"{name} must be {test.wording.format(repr(value))}")
 
 
-def lengths_of(optimizer: type) -> dict[str, int]:
+def lengths_of(optimizer: type, defaults: Mapping[str, Any]) -> dict[str, int]:
     """How many numbers each hyperparameter has that is a tuple by default."""
-    parameters = inspect.signature(optimizer).parameters
-    return {name: len(p.default) for name, p in parameters.items() if isinstance(p.default, tuple)}
+    own = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
+    return {name: len(value) for name, value in {**defaults, **own}.items() if isinstance(value, tuple)}
 
 
-def optional_of(optimizer: type) -> frozenset[str]:
-    """The names of the hyperparameters that are None by default."""
-    return frozenset(name for name, p in inspect.signature(optimizer).parameters.items() if p.default is None)
+def optional_of(optimizer: type, defaults: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the hyperparameters that are None by default, and are so in this optimizer."""
+    own = inspect.signature(optimizer).parameters
+    return frozenset(name for name, value in defaults.items() if value is None and name in own and own[name].default is None)

@@ -93,6 +93,13 @@ class Kernel:
         u, new = self.direction(g, x, s, c)
         return self.encode(new), u, [STATISTICS[name](g, u, x, s, c) for name in needs]
 
+    def before(self, c: Any, p: Tensor, g: Tensor, pieces: Pieces, needs: tuple[str, ...]) -> list[Tensor]:
+        """The integrands of statistics before any direction, or of the gradient as the direction."""
+        x = p.to(working_dtype(p.dtype))
+        g = self.gradient(g, x, c)
+        s = self.decode(pieces, x.dtype)
+        return [STATISTICS[name](g, g, x, s, c) for name in needs]
+
     def second(self, c: Any, p: Tensor, u: Tensor, pieces: Pieces) -> list[Tensor | None]:
         """Of a step in two passes: the move."""
         x = p.to(working_dtype(p.dtype))

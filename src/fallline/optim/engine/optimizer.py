@@ -18,7 +18,7 @@ from fallline.core.errors import NonFiniteError
 
 from . import door, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
-from .compiling import compilable, compiled, pack, run_compiled
+from .compiling import compiled, compiles, pack, run_compiled
 from .door import EngineOptions
 from .hooks import First, Hooks
 from .kernels import run_eagerly
@@ -71,7 +71,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         **unknown: Any,
     ) -> None:
         options: EngineOptions = {"compile": compile, "nonfinite": nonfinite, "maximize": maximize, "storage": storage}
-        door.check_options(type(self), defaults, options, unknown)
+        door.check_options(type(self), options, unknown)
         self.direction = direction
         self.sentence = Sentence(move or Add(), step_size, average, storage or Storage())
         self.compile, self.nonfinite = compile, nonfinite
@@ -141,18 +141,20 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _take(self, plan: Plan, closure: Any, loss: Any) -> None:
         if not plan.buckets:
             return
+        if closure is None and not oracles.acts(self.param_groups) and self.needs_more_than_gradients():
+            return  # checkpoint tools want state to appear; nothing of it may start from a loss or curvature that is not there
         wanted = oracles.due(self, plan.buckets, closure)
         meshes = list({id(b.mesh): b.mesh for b in plan.buckets if b.mesh is not None}.values())
-        if self.nonfinite == "skip" and not self._finite(plan.buckets, meshes):
+        if self.nonfinite == "skip" and not (self._finite(plan.buckets, meshes) and _is_finite(loss)):
             return
-        if "loss" in self._needs() and loss is None:
-            oracles.refuse(type(self).__name__, "the loss")
+        if "loss" in self._needs():
+            self._check_loss(loss)
         answers = oracles.ask(self, wanted, closure)
         if self.nonfinite == "skip" and not all_finite([value for *_, value in answers], meshes):
             return
         oracles.observe(self, answers)
         with _own_precision(plan.active[0].device.type):
-            found = self._move(plan.buckets, loss)
+            found = self._move(plan.buckets, loss, closure)
         for bucket in plan.buckets:
             bucket.advance()
         if self.nonfinite == "raise":
@@ -175,15 +177,22 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         units = [unit for bucket in buckets for unit in bucket.units]
         return all_finite([g for u in units for g in u.real(_gradients(u)) if g.numel()], meshes)
 
-    def _move(self, buckets: list[Bucket], loss: Any) -> list[tuple[Tensor, Unit]]:
+    def _check_loss(self, loss: Any) -> None:
+        rule = self.sentence.step_size
+        assert rule is not None
+        if loss is None:
+            oracles.refuse(type(self).__name__, "the loss", closure=True)
+        if type(rule).check_loss is not StepSize.check_loss:
+            rule.check_loss(float(torch.as_tensor(loss).detach()), self.param_groups[0])
+
+    def _move(self, buckets: list[Bucket], loss: Any, closure: Any) -> list[tuple[Tensor, Unit]]:
         values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
         if self.has("share"):
             shared = self.share([self._view(b, u) for b in buckets for u in b.units], loss)
             values = [{**numbers, **shared} for numbers in values]
         if self.sentence.step_size is not None:
-            cs = [Coefficients(v) for v in values]
             packed = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
-            return two_pass.step(self.sentence.step_size, buckets, cs, packed, self._scalars, loss)
+            return two_pass.step(self.sentence.step_size, buckets, values, packed, self._scalars, loss, closure, self.compile)
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
             bucket.packed = None
@@ -203,13 +212,8 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _run(self, bucket: Bucket, unit: Unit, values: dict[str, float]) -> Tensor | None:
         p, g, direction = unit.load(), unit.pack(_gradients(unit)), bucket.direction
         elementwise = direction.scope == "elementwise"
-        # A sum over a tensor is part of the kernel only where the kernel sees that tensor, the whole of it, and no other.
-        alone = len(unit.params) == 1 and not bucket.sharded_dims
-        if self.compile and elementwise and (alone or not direction.reduces) and compilable(p, direction.reduces):
-            signature = (g.dtype, torch.get_num_threads(), len(unit.params) == 1)
-            function = bucket.compiled.get(signature)
-            if function is None:
-                function = bucket.compiled[signature] = compiled(bucket.kernel, tuple(values), p, g, unit.pieces)
+        if self.compile and compiles(bucket, unit, p, direction.reduces):
+            function = compiled(bucket, "step", tuple(values), p, g, unit.pieces)
             alarm = run_compiled(function, self._packed(bucket, values, p), p, g, unit.pieces)
         else:
             c = Coefficients(values)
@@ -248,14 +252,15 @@ class Optimizer(Hooks, torch.optim.Optimizer):
 
     def _signature(self) -> Any:
         groups = self.param_groups
-        marks = [(bool(g.get("weight_decay", 0.0)), g["maximize"]) for g in groups]
+        marks = [[_switches(g.get(name)) for name in self.defaults] for g in groups]
         if len(groups) == 1:
             return marks
         seen: dict[Any, int] = {}
         return marks, [seen.setdefault(self._hyperparameters(g), len(seen)) for g in groups]
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> Any:
-        return tuple(tuple(v) if isinstance(v, list) else v for v in (group.get(name) for name in self.defaults))
+        # State may start from the rate that a schedule started from.
+        return tuple(tuple(v) if isinstance(v, list) else v for v in (group.get(name) for name in (*self.defaults, "initial_lr")))
 
     def _make_plan(self) -> Plan:
         members, active, idle, index = [], [], [], 0
@@ -363,3 +368,14 @@ def _number(name: str, x: Any) -> Any:
     if not math.isfinite(x):
         raise ValueError(f"{name} of a parameter group is {float(x)}; a scheduler or an assignment has made it so")
     return float(x)
+
+
+def _switches(value: Any) -> Any:
+    """What of a hyperparameter may select another rule or kernel: whether it is None, 0 or True."""
+    if isinstance(value, tuple | list):
+        return [_switches(each) for each in value]
+    return value if value is None or isinstance(value, bool) else not isinstance(value, Tensor) and value == 0
+
+
+def _is_finite(loss: Any) -> bool:
+    return loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -87,6 +87,21 @@ def gradients_at(points: Mapping[Tensor, Tensor], closure: Callable[[], Any]) ->
             p.grad = gradient
 
 
+def value_of(closure: Any, params: Sequence[Tensor]) -> float:
+    """The loss of a step's realisation at the parameters as they are; gradients stay."""
+    if hasattr(closure, "value"):
+        return float(closure.value())
+    kept = [p.grad for p in params]
+    try:
+        for p in params:
+            p.grad = None
+        with torch.enable_grad():
+            return float(torch.as_tensor(closure()).detach())
+    finally:
+        for p, gradient in zip(params, kept, strict=True):
+            p.grad = gradient
+
+
 Answers = list[tuple[Bucket, Unit, str, Tensor]]
 
 
@@ -94,8 +109,13 @@ def ask(optimizer: Optimizer, wanted: dict[str, list[Bucket]], realisation: Any)
     """Ask the realisation for what is due."""
     answers = []
     for name, asking in wanted.items():
-        estimates = optimizer.estimate(name, realisation, asking[0].step + 1)
+        # An estimate may depend on the step, which parameters that came late count for themselves; a gradient elsewhere does not.
+        found: dict[int, Mapping[Tensor, Tensor]] = {}
         for bucket in asking:
+            t = 0 if name in optimizer.reevaluations else bucket.step + 1
+            if t not in found:
+                found[t] = optimizer.estimate(name, realisation, bucket.step + 1)
+            estimates = found[t]
             for unit in bucket.units:
                 if any(p not in estimates for p in unit.params):
                     refuse(type(optimizer).__name__, f"{name} of every parameter it optimizes")

@@ -6,6 +6,7 @@ around it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,9 +35,14 @@ class Over(Optimizer):
         An optimizer of this library, by name or class.
     settings : dict
         Hyperparameters of the base, and ``compile``, ``nonfinite``, ``maximize``, ``storage`` of the engine.
+    move, step_size : parts, optional
+        In place of the base's.
+    **further
+        Hyperparameters of those, for the groups.
     """
 
-    def __init__(self, params: Any, base: Base, settings: dict[str, Any], *, move: Move | None = None) -> None:
+    def __init__(self, params: Any, base: Base, settings: dict[str, Any], *, move: Move | None = None,
+                 step_size: StepSize | None = None, **further: Any) -> None:
         options: EngineOptions = {n: x for n, x in settings.items() if n in EngineOptions.__annotations__}  # type: ignore[assignment]
         hyperparameters = {name: value for name, value in settings.items() if name not in options}
         self.base = _made(type(self).__name__, base, hyperparameters)
@@ -45,12 +51,11 @@ class Over(Optimizer):
             self.base.sentence = replace(self.base.sentence, storage=storage)
         self.check_base()
         parts = self.base.sentence
-        step_size: StepSize | None = parts.step_size
         average: Average | None = parts.average
         # The group has what the base has made of its defaults.
         defaults = {name: self.base.param_groups[0][name] for name in self.base.defaults if name != "maximize"}
-        super().__init__(params, self.base.direction, defaults, move=move or parts.move, step_size=step_size, average=average,
-                         **options)
+        super().__init__(params, self.base.direction, {**further, **defaults}, move=move or parts.move,
+                         step_size=step_size or parts.step_size, average=average, **options)
 
     def check_base(self) -> None:
         """Refuse a base whose rule cannot be used this way."""
@@ -100,10 +105,7 @@ class Over(Optimizer):
         return self.rule.evaluate(closure)
 
     def before_step(self) -> None:
-        rule = self.rule
-        rule._plan = self._plan
-        rule.before_step()
-        self._plan = rule._plan
+        self.rule.before_step()
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         return self.rule.direction_for(p, group)
@@ -131,7 +133,9 @@ def _made(name: str, base: Base, hyperparameters: dict[str, Any]) -> Optimizer:
     make = registry.lookup(base) if isinstance(base, str) else base
     if not callable(make):
         raise TypeError(f"base must be an optimizer of this library, by name or class, got {base!r}")
-    made = make([torch.nn.Parameter(torch.zeros(1))], **hyperparameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the groups around it will warn
+        made = make([torch.nn.Parameter(torch.zeros(1))], **hyperparameters)
     if not isinstance(made, Optimizer) or isinstance(made, Over):
         raise TypeError(f"{name} goes over a rule of this library, such as fl.optim.AdamW, and {type(made).__name__} has none to take; "
                         "its update must be written out of place, as a Direction")

@@ -6,7 +6,7 @@ scheduler may change lives in the parameter group and reaches the part through `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from .state import State, like, working_dtype
 
 Scalars = dict[str, float]
 Tensors = dict[str, Tensor]
+Multiplier = Tensor | Mapping[str, Tensor]
 
 
 class View(NamedTuple):
@@ -51,7 +52,8 @@ class Direction:
     the engine likes. ``"matrix"``: all tensors of one shape stacked to ``(B, *view(shape))``; such rules run eagerly,
     so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer.
     ``reduces=True`` marks an elementwise rule that calls :func:`reduce` and must therefore see whole tensors.
-    ``brings_decay=True`` marks one whose coefficients contain a ``weight_decay`` of its own.
+    ``brings_decay=True`` marks one whose coefficients contain a ``weight_decay`` of its own, ``uses_rate=True`` one that multiplies by
+    ``lr`` itself, so that no step size can do it afterwards.
     """
 
     scope: ClassVar[Literal["elementwise", "matrix"]] = "elementwise"
@@ -59,6 +61,7 @@ class Direction:
     reduces: ClassVar[bool] = False
     is_gradient: ClassVar[bool] = False
     brings_decay: ClassVar[bool] = False
+    uses_rate: ClassVar[bool] = False
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         """Host numbers of step ``t`` (from 1), computed once for a whole bucket."""
@@ -206,7 +209,12 @@ class StepSize:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, float]] = {}
+    """The hyperparameters that it reads from parameter groups."""
     over: Literal["all", "tensor"] = "all"
+
+    def check_loss(self, loss: float, group: Mapping[str, Any]) -> None:
+        """Refuse a loss for which the rule makes no sense; a rule that overrides this costs a synchronisation a step."""
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         """Host numbers of step ``t``."""
@@ -220,8 +228,23 @@ class StepSize:
         """The rule's own numbers with their initial values."""
         return {}
 
-    def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
-        """The multiplier and the new scalars; all are 0-d (``over="all"``) or one number a tensor."""
+    def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Multiplier, Tensors]:
+        """The multiplier and the new scalars; all are 0-d (``over="all"``) or one number a tensor.
+
+        Where the statistics do not need the direction, and ``over="all"``, it may return coefficients by name in place of a multiplier:
+        the direction is computed after them.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Search(StepSize):
+    """A multiplier found by trying: the loss of this step's realisation at points along the direction."""
+
+    needs: ClassVar[tuple[str, ...]] = ("loss", "step_dot_gradient")
+
+    def search(self, trial: Callable[[float], float], loss: float, slope: float, s: Tensors, c: Any) -> tuple[float, Tensors]:
+        """The multiplier and the new scalars; ``trial`` maps a multiplier to the loss, ``slope`` is ⟨g, η u⟩ over all parameters."""
         raise NotImplementedError
 
 

@@ -6,9 +6,10 @@ with the learning rate of the parameter's group before any multiplier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .reduction import How
@@ -23,9 +24,15 @@ STATISTICS: dict[str, Integrand] = {
     "scaled_move_squared": lambda g, u, p, s, c: (p - s["previous_point"]) ** 2 * _scaling(s, c),
     "scaled_gradient_change_squared": lambda g, u, p, s, c: ((g - s["previous_gradient"]) * c.known) ** 2 / _scaling(s, c),
     "step_dot_gradient": lambda g, u, p, s, c: c.lr * u * g,
-    "largest_relative_decrease": lambda g, u, p, s, c: (c.lr * u / p).clamp(min=0),
+    "largest_relative_decrease": lambda g, u, p, s, c: torch.where(p > 0, c.lr * u / torch.where(p > 0, p, 1.0), 0.0).clamp(min=0),
     "distance_squared": lambda g, u, p, s, c: (p - s["start"]) ** 2,
+    "gradient_change_squared": lambda g, u, p, s, c: (g - s["previous_gradient"]) ** 2,
+    "anchor_distance_squared": lambda g, u, p, s, c: (s["anchor"] - s["start"]) ** 2,
+    "anchor_distance_dot_gradient": lambda g, u, p, s, c: (s["anchor"] - s["start"]) * g,
 }
+
+OF_DIRECTION = frozenset({"direction_norm_squared", "direction_dot_gradient", "step_dot_gradient", "largest_relative_decrease"})
+"""Those that need the direction; the others are known before it."""
 
 MAXIMA = frozenset({"largest_relative_decrease"})
 """Of these, which are nowhere negative, the maximum is taken and not the sum."""
@@ -34,6 +41,11 @@ MAXIMA = frozenset({"largest_relative_decrease"})
 def how(name: str) -> How:
     """How a statistic comes from its integrand."""
     return "max" if name in MAXIMA else "sum"
+
+
+def of_direction(names: Iterable[str]) -> bool:
+    """Whether any of them needs the direction."""
+    return not OF_DIRECTION.isdisjoint(names)
 
 
 def _scaling(s: Mapping[str, Tensor], c: Any) -> Tensor:

@@ -1,34 +1,38 @@
 """A step in two passes, for step sizes that look at all parameters before any of them moves.
 
-Pass 1 computes directions and sums of the statistics; the step size maps the sums to a multiplier of ``lr`` on the
-device; pass 2 moves. If the direction is the gradient itself, nothing is stored between the passes.
+Pass 1 sums the statistics; the step size maps the sums to a multiplier of ``lr`` on the device; pass 2 moves. Where the statistics
+are of the direction, pass 1 computes it and keeps it; where they are not, or the direction is the gradient, nothing is stored. A
+search tries pass 2 several times.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import compiling
 from .kernels import write
-from .parts import Coefficients, StepSize
+from .oracles import value_of
+from .parts import Coefficients, Multiplier, Search, StepSize
 from .plan import Bucket
 from .reduction import reducing, whole
-from .statistics import how
+from .statistics import how, of_direction
 from .units import Unit
 
 States = MutableMapping[Tensor, dict[str, Any]]
 
 
-def multiplied(c: Coefficients, multiplier: Tensor | float) -> Coefficients:
-    """The coefficients with ``lr`` (and what contains it) scaled."""
-    values = dict(vars(c))
-    values["lr"] = values["lr"] * multiplier
-    return Coefficients(values)
+def multiplied(values: Mapping[str, Any], multiplier: Multiplier) -> dict[str, Any]:
+    """The coefficients with ``lr`` (and what contains it) scaled, or with those that the step size has made."""
+    if isinstance(multiplier, Mapping):
+        return {**values, **multiplier}
+    return {**values, "lr": values["lr"] * multiplier}
 
 
 def adopt_scalars(rule: StepSize, buckets: list[Bucket], states: States) -> list[dict[str, Tensor]]:
@@ -61,66 +65,133 @@ def _unit_scalars(rule: StepSize, unit: Unit, states: States) -> dict[str, Tenso
     return own
 
 
+@dataclass
+class _Work:
+    """One unit in a step."""
+
+    bucket: Bucket
+    values: dict[str, Any]
+    unit: Unit
+    gradient: Tensor
+    compile: bool
+
+    def first(self, needs: tuple[str, ...]) -> tuple[list[Tensor], Tensor | None]:
+        """The statistics of every parameter of the unit, and the direction where pass 2 cannot make it from the gradient."""
+        kernel, unit, g = self.bucket.kernel, self.unit, self.gradient
+        keeps = of_direction(needs) and not self.bucket.direction.is_gradient
+        p = unit.load()
+        if self.compile and compiling.sums_compile(self.bucket, unit, p):
+            sums, u = compiling.run_first(self.bucket, self.values, p, g, unit.pieces, needs, keeps)
+            found = [x.reshape(1) for x in sums]
+        else:
+            c, u = self._coefficients(self.values), None
+            with self._reducing():
+                if keeps:
+                    new, u, integrands = kernel.first(c, p, g, unit.pieces, needs)
+                    write(unit.pieces, new)
+                else:
+                    integrands = kernel.before(c, p, g, unit.pieces, needs)
+            found = [unit.segments(x, how(name)) for name, x in zip(needs, integrands, strict=True)]
+        return [self.bucket.all_reduced(x, how(name)) for name, x in zip(needs, found, strict=True)], u
+
+    def second(self, u: Tensor | None, multiplier: Multiplier) -> None:
+        """Move."""
+        kernel, unit = self.bucket.kernel, self.unit
+        p, values = unit.load(), multiplied(self.values, multiplier)
+        apart = isinstance(multiplier, Tensor) and multiplier.ndim > 0  # a number for each of many tensors
+        if self.compile and not apart and compiling.compiles(self.bucket, unit, p, u is None and self.bucket.direction.reduces):
+            given = self.gradient if u is None else u
+            compiling.run_second(self.bucket, "move" if u is None else "second", values, p, given, unit.pieces)
+        else:
+            c = self._coefficients(values)
+            with self._reducing():
+                new = kernel.whole(c, p, self.gradient, unit.pieces)[0] if u is None else kernel.second(c, p, u, unit.pieces)
+            write((p, *unit.pieces), new)
+        unit.store(p)
+
+    def _coefficients(self, values: Mapping[str, Any]) -> Coefficients:
+        c = Coefficients(values)
+        if self.bucket.direction.scope == "matrix":
+            c.indices = self.unit.indices
+        return c
+
+    def _reducing(self) -> AbstractContextManager[None]:
+        return reducing(self.bucket.reduction(self.unit)) if self.bucket.direction.reduces else nullcontext()
+
+
 def step(
     rule: StepSize,
     buckets: list[Bucket],
-    coefficients: list[Coefficients],
+    values: list[dict[str, Any]],
     gradients: dict[int, Tensor],
     scalars: list[dict[str, Tensor]],
     loss: Any,
+    closure: Any,
+    compile: bool,
 ) -> list[tuple[Tensor, Unit]]:
     """Take the step; ``gradients`` maps ``id(unit)`` to its packed gradient. Returns the alarms."""
-    work = [(b, c, u) for b, c in zip(buckets, coefficients, strict=True) for u in b.units]
+    work = [_Work(b, v, u, gradients[id(u)], compile) for b, v in zip(buckets, values, strict=True) for u in b.units]
     needs = tuple(name for name in rule.needs if name != "loss")
-    scratch: list[Tensor | None] = []
-    sums: list[list[Tensor]] = []
-    for bucket, c, unit in work:
-        g, p = gradients[id(unit)], unit.load()
-        with _reducing(bucket, unit):
-            new, u, integrands = bucket.kernel.first(c, p, g, unit.pieces, needs)
-        write(unit.pieces, new)
-        scratch.append(None if bucket.direction.is_gradient else u)
-        sums.append([bucket.all_reduced(unit.segments(x, how(n)), how(n)) for n, x in zip(needs, integrands, strict=True)])
-    multipliers = _multipliers(rule, work, needs, sums, scalars, loss)
+    sums, scratch = zip(*(item.first(needs) for item in work), strict=True)
+    if isinstance(rule, Search):
+        slope = torch.stack([x.sum().to(sums[0][0]) for (x,) in sums]).sum()
+        multipliers: list[Multiplier] = [_searched(rule, work, scratch, float(slope), scalars[0], loss, closure)] * len(work)
+    else:
+        multipliers = _multipliers(rule, work, needs, sums, scalars, loss)
     alarms = []
-    for (bucket, c, unit), kept, multiplier in zip(work, scratch, multipliers, strict=True):
-        p = unit.load()
-        scaled = multiplied(c, multiplier)
-        if kept is None:
-            moved, _ = bucket.kernel.whole(scaled, p, gradients[id(unit)], unit.pieces)
-        else:
-            moved = bucket.kernel.second(scaled, p, kept, unit.pieces)
-        write((p, *unit.pieces), moved)
-        unit.store(p)
-        alarm = bucket.kernel.alarm(p, p, gradients[id(unit)])
-        if alarm is not None:
-            alarms.append((alarm, unit))
+    for item, found, u, multiplier in zip(work, sums, scratch, multipliers, strict=True):
+        item.second(u, multiplier)
+        if item.bucket.kernel.watch:  # a gradient or direction that is not finite has made the statistics so
+            alarms.append((torch.stack([x.sum() for x in found]).sum(), item.unit))
     return alarms
 
 
-def _reducing(bucket: Bucket, unit: Unit) -> AbstractContextManager[None]:
-    return reducing(bucket.reduction(unit)) if bucket.direction.reduces else nullcontext()
+def _searched(rule: Search, work: list[_Work], scratch: tuple[Tensor | None, ...], slope: float, s: dict[str, Tensor], loss: Any,
+              closure: Any) -> Tensor:
+    """The multiplier that the rule finds by trying; parameters are as they were afterwards."""
+    params = [p for item in work for p in item.unit.params]
+    before = [p.detach().clone() for p in params]
+
+    def restore() -> None:
+        for p, value in zip(params, before, strict=True):
+            p.copy_(value)
+
+    def trial(multiplier: float) -> float:
+        restore()
+        for item, u in zip(work, scratch, strict=True):
+            item.second(u, torch.tensor(multiplier, dtype=item.unit.working, device=item.unit.locals[0].device))
+        return value_of(closure, params)
+
+    try:
+        multiplier, new = rule.search(trial, float(torch.as_tensor(loss)), slope, s, SimpleNamespace(**work[0].values))
+    finally:
+        restore()
+    write([s[name] for name in new], list(new.values()))
+    return torch.tensor(multiplier, dtype=work[0].unit.working, device=work[0].unit.locals[0].device)
 
 
 def _multipliers(
     rule: StepSize,
-    work: list[tuple[Bucket, Coefficients, Unit]],
+    work: list[_Work],
     needs: tuple[str, ...],
-    sums: list[list[Tensor]],
+    sums: tuple[list[Tensor], ...],
     scalars: list[dict[str, Tensor]],
     loss: Any,
-) -> list[Tensor]:
-    extra = {"loss": torch.as_tensor(loss)} if "loss" in rule.needs else {}
+) -> list[Multiplier]:
+    extra = {"loss": torch.as_tensor(loss).reshape(())} if "loss" in rule.needs else {}
     if rule.over == "tensor":
-        result = []
-        for (_, c, unit), own, s in zip(work, sums, scalars, strict=True):
-            multiplier, new = rule(dict(zip(needs, own, strict=True)) | extra, s, c)
+        result: list[Multiplier] = []
+        for item, own, s in zip(work, sums, scalars, strict=True):
+            multiplier, new = rule(dict(zip(needs, own, strict=True)) | extra, s, item._coefficients(item.values))
+            assert isinstance(multiplier, Tensor)
             write([s[name] for name in new], list(new.values()))
-            result.append(unit.spread(multiplier))
+            result.append(item.unit.spread(multiplier))
         return result
     s = scalars[0]
     home = next(iter(s.values())) if s else sums[0][0]
     totals = {n: whole(torch.stack([whole(own[i], how(n)).to(home) for own in sums]), how(n)) for i, n in enumerate(needs)}
-    multiplier, new = rule(totals | {n: x.to(home) for n, x in extra.items()}, s, SimpleNamespace(**vars(work[0][1])))
+    multiplier, new = rule(totals | {n: x.to(home) for n, x in extra.items()}, s, SimpleNamespace(**work[0].values))
     write([s[name] for name in new], list(new.values()))
-    return [multiplier.to(unit.working) for _, _, unit in work]
+    if isinstance(multiplier, Tensor):
+        return [multiplier.to(item.unit.working) for item in work]
+    return [{n: x.to(item.unit.working) for n, x in multiplier.items()} for item in work]

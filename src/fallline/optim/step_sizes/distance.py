@@ -1,27 +1,21 @@
-"""Step sizes that multiply ``lr``, and averages of the iterates.
-
-Distance over gradients (DoG), norms over all parameters or over each tensor:
+"""Distance over gradients (DoG), norms over all parameters or over each tensor.
 
     r̄_t = max(r_ε, max_{i≤t} ‖x_i − x_0‖),   r_ε = reps_rel (1 + ‖x_0‖);   η_t = r̄_t / √(Σ_{i≤t} ‖g_i‖² + ε)
-
-Polynomial averaging:  x̄_t = (1 − a) x̄_{t−1} + a x_t,  a = (γ + 1) / (t + γ).
 
 Ivgi, Hinder, Carmon: DoG is SGD's Best Friend, ICML 2023, arXiv 2302.12022.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
-from fallline.optim.engine.parts import Average, Scalars, StepSize, Tensors
+from fallline.optim.engine.parts import Scalars, StepSize, Tensors
 from fallline.optim.engine.state import State, like, working_dtype
 
 
@@ -30,6 +24,7 @@ class DistanceOverGradients(StepSize):
     """η_t = r̄_t / √G_t; the current gradient and distance are in both before the step."""
 
     needs: ClassVar[tuple[str, ...]] = ("gradient_norm_squared", "distance_squared", "parameter_norm_squared")
+    defaults: ClassVar[Mapping[str, float]] = {"reps_rel": 1e-6, "eps": 1e-8}
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {"first": float(t == 1), "reps_rel": group["reps_rel"], "eps": group["eps"]}
@@ -63,54 +58,3 @@ class DampedDistanceOverGradients(DistanceOverGradients):
 
     def damped(self, before: Tensor, gradients: Tensor, c: Any) -> Tensor:
         return c.damping * (before + c.bound)
-
-
-def _newest(gamma: float, t: int) -> float:
-    """a = (γ + 1) / (t + γ)."""
-    return (gamma + 1) / (t + gamma)
-
-
-def _check_gamma(gamma: float) -> None:
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be a finite number >= 0, got {gamma}; 8 is typical, 0 is the plain mean")
-
-
-@dataclass(frozen=True)
-class PolynomialDecay(Average):
-    """x̄_t = (1 − a) x̄_{t−1} + a x_t with a = (γ + 1) / (t + γ), as an optimizer's answer; γ = 0 is the plain mean."""
-
-    gamma: float = 8.0
-
-    def __post_init__(self) -> None:
-        _check_gamma(self.gamma)
-
-    def weight(self, group: Mapping[str, Any], t: int) -> float:
-        return _newest(self.gamma, t)
-
-
-def _averaged(gamma: float, average: Tensor, newest: Tensor, taken: Tensor | int) -> Tensor:
-    return torch.lerp(average, newest, _newest(gamma, int(taken) + 1))
-
-
-class PolynomialAverage(AveragedModel):
-    """x̄_t = (1 − a) x̄_{t−1} + a x_t with a = (γ + 1) / (t + γ), of a model's weights under any optimizer.
-
-    A ``torch.optim.swa_utils.AveragedModel``: call ``average.update_parameters(model)`` after every step and evaluate ``average``.
-    ``DoG`` keeps the same average by itself.
-
-    Parameters
-    ----------
-    model : nn.Module
-    gamma : float, default 8
-        γ; 0 is the plain mean.
-
-    Notes
-    -----
-    Buffers are the model's at each update: ``torch.optim.swa_utils.update_bn`` makes batch normalisation's statistics those of the
-    average. Half-precision weights are averaged in half precision, where late iterates are rounded away. Shamir and Zhang,
-    arXiv 1212.1824, as used by Ivgi et al., arXiv 2302.12022.
-    """
-
-    def __init__(self, model: nn.Module, gamma: float = 8.0) -> None:
-        _check_gamma(gamma)
-        super().__init__(model, avg_fn=functools.partial(_averaged, gamma))
