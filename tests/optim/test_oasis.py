@@ -238,7 +238,7 @@ def test_adaptive_rates_are_one_number():
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_late_parameter_s_diagonal_starts_from_as_many_probes(order):
     params = [nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())]
-    early, late = params
+    early = params[0]
     problem = fl.Smooth(lambda x: value(torch.cat(list(x)), TARGETS[0]), [p.detach() for p in params])
     alone = fl.Smooth(lambda x: value(torch.cat([x, START[2:]]), TARGETS[0]), early.detach())
     optimizer = optim.OASIS([{"params": [params[i]]} for i in order], warm_samples=7)

@@ -1,6 +1,7 @@
 """The four nouns (Problem, Method, Result, and the claims built on them), the driver, and what two rooms share."""
 
 from fallline.core.budget import Budget
+from fallline.core.composite_loss import CompositeLoss
 from fallline.core.constructors import (
     Bilevel,
     BlackBox,
@@ -31,7 +32,7 @@ from fallline.core.result import Result
 from fallline.core.space import Choice, Integers, LogUniform, Uniform
 
 __all__ = [
-    "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "Constrained", "Counts",
+    "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
     "FalllineError", "FiniteSum", "Fitted", "Integers", "Key", "LinearSystem", "LogUniform", "Method", "MissingOracle",
     "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Report", "Result", "Saddle", "Smooth", "Train",
     "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",

@@ -113,7 +113,7 @@ def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
             raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
     smooth.require("value", by="Composite")
     value = smooth._oracles["value"]
-    oracles = {"value": lambda x: value(x) + _summed(term, x), "prox": _leafwise(term, term.prox)}
+    oracles = {"value": lambda x: value(x) + summed(term, x), "prox": _leafwise(term, term.prox)}
     inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth},
                  "parts": _samples_of(smooth)}
     return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
@@ -128,7 +128,7 @@ def _is_joint(term: Any) -> bool:
     return getattr(term, "dim", 0) is None
 
 
-def _summed(term: Any, x: Tree) -> Tensor:
+def summed(term: Any, x: Tree) -> Tensor:
     """The value of a term of one tensor on nested variables."""
     if isinstance(x, Tensor) or _is_joint(term):
         return term.value(x if isinstance(x, Tensor) else tree.flatten(x))

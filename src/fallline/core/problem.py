@@ -37,8 +37,12 @@ REMEDIES = {
     "operator": "build the problem with Saddle(fun, x0, y0)",
     "upper": "build the problem with Bilevel(upper, lower, x0, y0)",
     "lower": "build the problem with Bilevel(upper, lower, x0, y0)",
+    "linearization": "build the problem with CompositeLoss(outer, inner, data, x0)",
+    "proximal_point": "build the problem with CompositeLoss(..., proximal_point=...), and take samples of one data point",
     "per_sample_gradients": "build the problem with FiniteSum(fun, data, x0) or Training(model, loss, data)",
 }
+OF_SAMPLES = frozenset({"linearization", "proximal_point"})
+"""Oracles beside gradients that look at a realisation's samples."""
 DERIVED = frozenset({"gradient", "value_and_gradient", "hvp", "jvp", "hessian"})
 
 
@@ -149,6 +153,8 @@ class Problem:
     def _ask(self, oracle: str, count: str, *arguments: Any, **options: Any) -> Any:
         self.require(oracle)
         self.counts.add(count)
+        if self.samples and oracle in OF_SAMPLES:
+            self.counts.add("samples", self.samples)
         return self._oracles[oracle](*arguments, **options)
 
     # ---------------------------------------------------------------- oracles
