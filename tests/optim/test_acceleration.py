@@ -66,7 +66,7 @@ def test_networks_and_stated_facts():
 
 def test_estimate_growth_refuses_by_name():
     _, _, problem = regression()
-    with pytest.raises(ValueError, match="points must hold at least one"):
+    with pytest.raises(ValueError, match="points must be a sequence of at least one point"):
         estimate_growth(problem, [])
     with pytest.raises(ValueError, match="size must be a whole number >= 2"):
         estimate_growth(problem, [problem.x0], size=1)

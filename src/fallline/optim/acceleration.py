@@ -72,8 +72,9 @@ def estimate_growth(problem: Problem, points: Sequence[Tree], size: int = 1024, 
     1 + ρ / n. The plain quotient of a batch of n, s / ‖ḡ‖², would be too small in the same way.
     """
     problem.require("per_sample_gradients", by="estimate_growth")
-    if not points:
-        raise ValueError("points must hold at least one point, got none; problem.x0 is one")
+    if isinstance(points, Tensor) or not points:
+        raise ValueError("points must be a sequence of at least one point, such as [problem.x0], got "
+                         f"{'a tensor' if isinstance(points, Tensor) else 'none'}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 2:
         raise ValueError(f"size must be a whole number >= 2, got {size!r}; 1024 is typical")
     key = as_key(key)

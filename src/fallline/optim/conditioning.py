@@ -111,7 +111,8 @@ def condition(module: nn.Module, names: Iterable[str] | None = None, mode: Mode 
 def remove_conditioning(module: nn.Module) -> nn.Module:
     """Put P(W) W in the place of every conditioned W, in place; return the module, which computes the same as before.
 
-    Parameters stay the same objects. Raises ``ValueError`` if nothing is conditioned.
+    Parameters stay the same objects. Raises ``ValueError`` if nothing is conditioned. A deep copy of a conditioned model shares classes
+    with it (torch's, for any parametrization), so baking one breaks the other: bake, copy, and condition again.
     """
     for _, layer, name, _ in _conditioned(module):
         parametrize.remove_parametrizations(layer, name, leave_parametrized=True)

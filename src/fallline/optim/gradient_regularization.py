@@ -102,6 +102,8 @@ class GradReg(Over):
             refuse("GradReg", "Hessian-vector products" if closure is not None else "the loss again at another point",
                    closure=self.mode != "double")
         loss = super().evaluate(closure)
+        if loss is None and self.mode == "flooding":
+            raise ValueError("closure must return the loss for mode='flooding', which compares it with level, and it returned None")
         found = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
         with torch.no_grad():
             regularised = self._regularised(of_minimised(found, self.param_groups), closure, loss)

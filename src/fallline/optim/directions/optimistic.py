@@ -83,7 +83,10 @@ class Optimistic(Direction):
             places = self.places(t)
             order = sorted(range(len(places)), key=places.__getitem__)
             products += own[order][:, order]
-        return predictor(products)
+        found = predictor(products)
+        if not isinstance(found, Tensor) or found.shape != (self.r + 1,):
+            raise ValueError(f"predictor must return a tensor of {self.r + 1} coefficients, one for each gradient, got {found!r}")
+        return found
 
 
 def extrapolation_weights(products: Tensor, reg: float) -> Tensor:

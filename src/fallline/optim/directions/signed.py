@@ -107,11 +107,12 @@ class Custom(Kappa):
         return shape
 
     def __call__(self, c: Tensor) -> Tensor:
-        found = torch.stack([self.function(-row) for row in c])
-        if found.shape != c.shape:
-            raise ValueError(f"kappa must return one number for each of its argument, shape {tuple(c.shape[1:])}, "
-                             f"got {tuple(found.shape[1:])}")
-        return found.neg()
+        found = [self.function(-row) for row in c]
+        wrong = next((u for u in found if not isinstance(u, Tensor) or u.shape != c.shape[1:]), None)
+        if wrong is not None:
+            said = tuple(wrong.shape) if isinstance(wrong, Tensor) else repr(wrong)
+            raise ValueError(f"kappa must return one number for each of its argument, shape {tuple(c.shape[1:])}, got {said}")
+        return torch.stack(found).neg()
 
     def dual_norm(self, x: Tensor) -> Tensor:
         raise ValueError("the constraint of a kappa given as a function is not known; measure it where the function was written")
