@@ -44,7 +44,13 @@ def problem_for(method, at=None):
         fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
         return fl.BlackBox(fun, x0, vectorized=True), (fun,)
     scale = torch.linspace(1, 2, 4, dtype=torch.float64)
+    if "per_sample_gradients" in method.needs:
+        data = torch.randn(40, 4, dtype=torch.float64, generator=fl.Key(1).generator())
+        fun = Spoiled(lambda x, rows: torch.log(torch.cosh(scale * (x - target - rows))).sum(-1).mean(), at)
+        return fl.FiniteSum(fun, data, x0), (fun,)
     fun = Spoiled(lambda x: torch.log(torch.cosh(scale * (x - target))).sum() + 0.01 * (x**2).sum(), at)
+    if "proxy" in method.needs:
+        return fl.optim.WithProxy(fl.Smooth(fun, x0), lambda x: (scale * (x - target)).square().sum() / 2), (fun,)
     return fl.Smooth(fun, x0), (fun,)
 
 
@@ -93,7 +99,7 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
     method = make(name)
     problem, functions = problem_for(method)
     result = run(method, problem)
-    asked = sum(result.counts.get(c, 0) for c in ("values", "gradients", "hvps", "jvps", "hessians"))
+    asked = sum(result.counts.get(c, 0) for c in ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients"))
     assert asked == sum(f.calls for f in functions) > 0
     state = method.init(problem, fl.Key(0))
     before = dict(problem.counts)

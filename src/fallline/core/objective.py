@@ -127,6 +127,9 @@ class ModelProblem(Problem):
         aside._oracles = aside._own()
         return super(ModelProblem, aside).observe(x)
 
+    def per_sample_gradients(self, x: Tree | None = None) -> Tree:
+        return super().per_sample_gradients(x)
+
     def outputs(self, x: Mapping[str, Tensor] | None = None) -> Any:
         """Return the model's outputs on this batch, with their graph."""
         return self._forward(x)

@@ -11,9 +11,12 @@ from fallline.optim.adagrad_norm import AdaGradNorm
 from fallline.optim.adam8bit import Adam8bit, SGDM8bit, StableEmbedding
 from fallline.optim.adamomentum import AdaMomentum
 from fallline.optim.adamw import AdamW
+from fallline.optim.adaptive_batch import AdaptiveBatch
 from fallline.optim.ademamix import AdEMAMix
 from fallline.optim.advice import Advice, Traits, advise
 from fallline.optim.averaging import PolynomialAverage
+from fallline.optim.batch_sampler import AdaptiveBatchSampler
+from fallline.optim.batch_sizes import GradientMoments, coordinate_test, inner_product_test, norm_test, per_sample_gradients
 from fallline.optim.composite import CompositeSMD
 from fallline.optim.conditioning import ConditionReport, condition, condition_report, equilibrate, remove_conditioning
 from fallline.optim.diffgrad import DiffGrad
@@ -35,6 +38,7 @@ from fallline.optim.oasis import OASIS
 from fallline.optim.optex import OptEx
 from fallline.optim.optimistic_amsgrad import OptAMSGrad, extrapolate
 from fallline.optim.polyak import PSPS, SANIA
+from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
 from fallline.optim.schedules import (
@@ -53,6 +57,7 @@ from fallline.optim.sgd_sai import GSNRReport, SGDSaI, gsnr_report
 from fallline.optim.shampoo import Shampoo
 from fallline.optim.smb import SMB
 from fallline.optim.sophia import Sophia
+from fallline.optim.sso import SSO
 from fallline.optim.step_sizes import DistanceOverGradients
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
 from fallline.optim.u_dog import UDoG
@@ -60,16 +65,18 @@ from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix", "AdaBelief",
-    "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW", "Advice", "BFloat16",
-    "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad", "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal",
-    "GSNRReport", "GaLore", "GeneralizedSmoothness", "GradNormRecorder", "GradReg", "GradientNoise", "GradientNoiseReport",
-    "Gravity", "Growth", "LDoG", "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov",
-    "OptAMSGrad", "OptEx", "Optimizer", "PolynomialAverage", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad",
-    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding",
-    "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithStepSize", "XGrad",
+    "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix",
+    "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
+    "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
+    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness",
+    "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG",
+    "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx", "Optimizer",
+    "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam", "Risk",
+    "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding", "StepSize",
+    "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy", "WithStepSize", "XGrad",
     "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
-    "constraint_violation", "effective_alpha", "equilibrate", "estimate_growth", "extrapolate", "fit_generalized_smoothness",
-    "gradient_noise_report", "gsnr_report", "last_iterate_bound", "like", "linear_decay", "lion_from_adamw", "lion_lyapunov",
-    "reduce", "refine", "remove_conditioning", "risk_report", "roles",
+    "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta", "estimate_growth", "extrapolate",
+    "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test", "last_iterate_bound", "like",
+    "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients", "reduce", "refine",
+    "remove_conditioning", "risk_report", "roles",
 ]

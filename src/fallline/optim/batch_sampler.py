@@ -114,11 +114,12 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return whole * len(self._pieces(self._size)) + (0 if self.drop_last or not rest else len(self._pieces(rest)))
 
     def __iter__(self) -> Iterator[list[int]]:
+        # An epoch begins with the first batch, not with the iterator: loaders make one that they do not use.
         if self._begun:
             self._epoch, self._position = self._epoch + 1, 0
             self._planned.clear()
         self._begun, self._done, self._handed = True, False, 0
-        return self._indices(self._epoch)
+        yield from self._indices(self._epoch)
 
     def over(self, loader: Iterable[Any]) -> Iterator[Piece]:
         """Iterate over a loader that has this batch sampler, with the weight of every piece in its batch."""
