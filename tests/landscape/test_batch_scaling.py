@@ -213,7 +213,7 @@ def test_float32_finds_the_same_rate():
 
 
 @pytest.mark.parametrize("call, error, message", [
-    (lambda p: LanczosLR(torch.optim.Adam([p])), ValueError, "momentum"),
+    (lambda p: LanczosLR(torch.optim.Adam([p])), ValueError, "heavy ball"),
     (lambda p: LanczosLR(torch.optim.SGD([p], lr=1.0, momentum=0.9, nesterov=True)), ValueError, "nesterov"),
     (lambda p: LanczosLR(torch.optim.SGD([p], lr=1.0), every=0), ValueError, "every"),
     (lambda p: LanczosLR(torch.optim.SGD([p], lr=1.0), m=1.5), ValueError, "m must"),

@@ -402,7 +402,7 @@ def test_the_pure_form_shares_its_energy_with_parameters_that_come_late():
 def test_a_loss_that_is_not_a_number_is_raised_or_skipped(make):
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
-    with pytest.raises(fl.NonFiniteError, match="was given a loss that is not a number"):
+    with pytest.raises(fl.NonFiniteError, match="was given a loss"):
         make([p]).step(lambda: torch.tensor(math.nan))
     skipping = make([p], nonfinite="skip")
     skipping.step(lambda: torch.tensor(math.nan))

@@ -157,3 +157,38 @@ def test_curvature_needs_the_objective_and_the_loss_a_closure():
         optim.PSPS([p]).step(lambda: torch.tensor(1.0))
     with pytest.raises(fl.MissingOracle, match="needs the loss"):
         optim.SANIA([p]).step()
+
+
+def test_newton_s_direction_is_of_the_optimizer_s_own_variables_and_knows_the_decay():
+    rows = ROWS[0]
+    both = {"w": nn.Parameter(START[:3].clone()), "b": nn.Parameter(START[3:].clone())}
+    whole = lambda x: value(torch.cat([x["w"], x["b"]]), rows)
+    optim.SANIA([both["w"]], precond="newton_cg", weight_decay=0.3).step(
+        fl.Smooth(whole, {n: p.detach() for n, p in both.items()}).bind(both))
+    g = slope(START, rows)[:3] + 0.3 * START[:3]
+    s = torch.linalg.solve(hessian(START, rows)[:3, :3] + 0.3 * torch.eye(3, dtype=torch.float64), g)
+    expected = START[:3] - root(float(value(START, rows)), float(g @ s)) * s
+    torch.testing.assert_close(both["w"].detach(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_squares_that_underflow_leave_their_entries_where_they_are():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.tensor([1.0, 1e-23])
+    optim.SANIA([p], eps=0.0).step(lambda: torch.tensor(0.1))
+    assert torch.isfinite(p).all() and float(p[1].detach()) == 1.0
+    q = nn.Parameter(torch.ones(2))
+    q.grad = torch.tensor([1e-20, 1e-21])
+    optim.PSPS([q], precond="identity").step(lambda: torch.tensor(0.1))
+    assert torch.equal(q, torch.ones(2))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_raised_or_skipped(loss):
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises(fl.NonFiniteError, match="SANIA was given a loss of"):
+        optim.SANIA([p]).step(lambda: torch.tensor(loss))
+    optim.SANIA([p], nonfinite="skip").step(lambda: torch.tensor(loss))
+    assert torch.equal(p, torch.ones(2))
+    with pytest.raises(ValueError, match=r"closure must return one number, the loss, got a tensor of shape \(2,\)"):
+        optim.SANIA([p]).step(lambda: torch.ones(2))

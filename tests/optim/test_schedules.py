@@ -444,3 +444,8 @@ def test_wrong_kinds_are_refused():
         WarmRestarts(sgd(), 5, on_cycle_end="snapshot")
     with pytest.raises(TypeError, match="optimizer"):
         GradNormRecorder(nn.Linear(1, 1))
+
+
+def test_lists_keep_their_digits():
+    assert float(Schedule([0.1, 0.2]).values[0]) == 0.1
+    assert refine([1e-50] * 10)[0] == 1.0

@@ -173,3 +173,41 @@ def test_a_bare_step_and_the_pure_form_are_refused():
     with pytest.raises(fl.MissingOracle, match=r"SMB.update\(\) takes gradients only"):
         optim.SMB([p]).update([p], [p.grad], [{}])
     assert math.isfinite(float(p[0]))
+
+
+@pytest.mark.parametrize("independent_batch", [False, True])
+def test_gradients_that_are_not_finite_are_raised_or_skipped(independent_batch):
+    for nonfinite in ("raise", "skip"):
+        p = nn.Parameter(torch.ones(2))
+        optimizer = optim.SMB([p], nonfinite=nonfinite, independent_batch=independent_batch)
+        bad = fl.Smooth(lambda x: (x * math.nan).sum(), p.detach())
+        optimizer.step(bad.bind(p))
+        assert "failed_gradient" not in optimizer.state.get(p, {}) and optimizer.model_steps == 0
+        if nonfinite == "raise":
+            with pytest.raises(fl.NonFiniteError):
+                optimizer.step(bad.bind(p))
+        else:
+            assert torch.equal(p, torch.ones(2))
+
+
+def test_a_trial_that_overflows_is_named():
+    p = nn.Parameter(torch.full((3,), 10.0))
+    with pytest.raises(fl.NonFiniteError, match=r"SMB's trial step, of lr 1e\+38, leads where the gradient is not finite; lower lr"):
+        optim.SMB([p], lr=1e38).step(fl.Smooth(lambda x: (x**4).sum(), p.detach()).bind(p))
+
+
+def test_half_precision_computes_in_single():
+    ends = []
+    for dtype in (torch.float32, torch.float16):
+        p = nn.Parameter(torch.linspace(-1, 1, 1000, dtype=dtype))
+        optimizer = optim.SMB([p], lr=3e3)
+        for _ in range(6):
+            optimizer.step(fl.Smooth(lambda x: ((x.float() - 0.2) ** 2).mean() / 2, p.detach()).bind(p))
+        ends.append(float(((p.float() - 0.2) ** 2).mean()))
+    assert max(ends) < 0.01
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"beta": 0.0}, "beta must be a number in"), ({"gamma": "a"}, "gamma must be")])
+def test_the_schedule_s_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        optim.SMB([nn.Parameter(torch.ones(2))], **settings)

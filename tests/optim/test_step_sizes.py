@@ -1,5 +1,6 @@
 """Step sizes as parts: over any direction, by their formulas, alike eagerly and compiled, and refused where they mean nothing."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,9 +9,11 @@ from torch import nn
 
 import fallline as fl
 from fallline import optim
+from fallline.optim import StepSize
 from fallline.optim.step_sizes import (
     AccumulatedGradientNorm,
     ArmijoSearch,
+    DampedDistanceOverGradients,
     DistanceOverGradients,
     OverGradientNorm,
     Polyak,
@@ -267,3 +270,46 @@ def test_pure_steps_are_the_steps():
         x, state = optimizer.update(x, g, state, loss=f)
         optimizer.step(problem.bind(params))
     torch.testing.assert_close(torch.cat(x), torch.cat([p.detach() for p in params]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Polyak(over="tensors"), "over must be 'all' or 'tensor', got 'tensors'"),
+    (lambda: ArmijoSearch(over="tensor"), "over must be 'all' for a search"), (lambda: OverGradientNorm(power="a"), "power must be"),
+    (lambda: ArmijoSearch(c1=2.0), "c1 must be a number between 0 and 1, got 2.0"), (lambda: ArmijoSearch(trials=0), "trials must be"),
+    (lambda: TargetLevel(shrink=1.5), "grow must be at least 1 and shrink between 0 and 1"),
+])
+def test_step_sizes_check_their_own_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_every_part_finds_its_hyperparameters_and_rules_that_evaluate_are_refused():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optim.WithStepSize([p], "sgd", DampedDistanceOverGradients(), horizon=10).step()
+    with pytest.raises(TypeError, match="Polyak cannot multiply the steps of SMB: it evaluates the loss itself"):
+        optim.WithStepSize([p], "smb", Polyak())
+
+
+def test_a_tangent_average_is_carried_in_two_passes_as_in_one():
+    geoopt = pytest.importorskip("geoopt")
+
+    @dataclasses.dataclass(frozen=True)
+    class One(StepSize):
+        needs = ("direction_dot_gradient",)
+
+        def __call__(self, statistics, s, c):
+            return torch.ones_like(statistics["direction_dot_gradient"]), {}
+
+    sphere, ends = geoopt.Sphere(), []
+    start = sphere.projx(torch.randn(3, 4, dtype=torch.float64, generator=fl.Key(0).generator()))
+    for two in (False, True):
+        p = geoopt.ManifoldParameter(start.clone(), manifold=sphere)
+        optimizer = optim.WithStepSize([p], "riemannian-adam", One(), lr=0.1) if two else optim.RiemannianAdam([p], lr=0.1)
+        for t in range(10):
+            p.grad = torch.randn(3, 4, dtype=torch.float64, generator=fl.Key(t).generator())
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+    with pytest.raises(TypeError, match="ArmijoSearch cannot multiply the steps of RiemannianAdam: its state moves with the point"):
+        optim.WithStepSize([p], "riemannian-adam", ArmijoSearch())

@@ -99,3 +99,16 @@ def test_nothing_happens_while_gradients_are_0():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         optim.UDoG([nn.Parameter(torch.ones(2))], **settings)
+
+
+def test_groups_with_rates_of_their_own_measure_their_own_steps():
+    rates = torch.tensor([1.0, 1.0, 0.1, 0.1], dtype=torch.float64)
+    asked, _ = universal(TARGETS, lr=rates, reps_rel=1e-2)
+    params = [nn.Parameter(START[2:].clone()), nn.Parameter(START[:2].clone())]
+    optimizer = optim.UDoG([{"params": [params[0]], "lr": 0.1}, {"params": [params[1]]}], reps_rel=1e-2)
+    whole = lambda: torch.cat([params[1].detach(), params[0].detach()])
+    for t, a in enumerate(TARGETS):
+        torch.testing.assert_close(whole(), asked[t], rtol=1e-9, atol=1e-9)
+        g = slope(whole(), a)
+        params[1].grad, params[0].grad = g[:2].clone(), g[2:].clone()
+        optimizer.step()

@@ -22,6 +22,7 @@ from fallline.core.keys import Key
 from fallline.core.operators import LinearOperator, lanczos
 from fallline.core.tree import Tree
 from fallline.core.warning import warn
+from fallline.optim.survey import Momentum
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ class LanczosLR:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if not 0 < floor <= 1:
             raise ValueError(f"floor must be in (0, 1], got {floor}; 1e-3 bounds the momentum by 0.88")
+        if not isinstance(optimizer, torch.optim.SGD) and type(optimizer) is not Momentum:
+            raise ValueError("optimizer must be a heavy ball, torch.optim.SGD or fallline.optim.Momentum, for which the formulas are, "
+                             f"got {type(optimizer).__name__}")
         for i, group in enumerate(optimizer.param_groups):
-            if "momentum" not in group:
-                raise ValueError(f"optimizer must have momentum in every group, and group {i} of {type(optimizer).__name__} has none; "
-                                 "use torch.optim.SGD or fallline.optim.Momentum")
             if group.get("dampening") or group.get("nesterov"):
                 raise ValueError(f"optimizer must be a plain heavy ball, got dampening or nesterov in group {i}: "
                                  "the formulas are not for them")

@@ -23,7 +23,7 @@ from fallline.optim.engine.layout import is_sharded
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Add, Direction, Gradient, Move, Tensors
 from fallline.optim.engine.state import working_dtype
-from fallline.optim.moves import EntropicMirror, PNormMirror, Proximal
+from fallline.optim.moves import EntropicMirror, Mirror, PNormMirror, Proximal
 
 Geometry = Literal["euclidean", "entropy", "p-norm"]
 
@@ -88,6 +88,11 @@ class CompositeSMD(Optimizer):
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         move = self.sentence.move
+        if isinstance(move, Mirror) and move.dim is not None:
+            for index, p in enumerate(group["params"]):
+                if not -p.ndim <= move.dim < p.ndim:
+                    raise ValueError(f"dim={move.dim} is no dimension of parameter number {index} of its group with shape "
+                                     f"{tuple(p.shape)}")
         if isinstance(move, EntropicMirror):
             _check_simplex(group["params"], move.dim)
         if isinstance(move, Proximal) and float(group["lr"]) * move.term.weak_convexity >= 1:

@@ -86,23 +86,22 @@ class _Preconditioned(Probing):
 
 
 def newton_directions(groups: list[dict[str, Any]], realisation: Any) -> dict[Tensor, Tensor]:
-    """s with H s = g by conjugate gradients, to where the curvature ends that is positive; g where it is not at all."""
-    names = {name: p for name, p in realisation.variables.items() if p.grad is not None}
-    gradients = {name: p.grad for name, p in names.items()}
-    shapes = [(name, g.shape, g.numel()) for name, g in gradients.items()]
-    sign = {name: -1.0 if any(p is q for group in groups if group["maximize"] for q in group["params"]) else 1.0
-            for name, p in names.items()}
+    """s with (H + λ) s = g + λ x, λ the weight decay, by conjugate gradients, as far as curvature is positive; else g + λ x."""
+    owned = {id(p): group for group in groups for p in group["params"] if p.grad is not None}
+    names = {name: p for name, p in realisation.variables.items() if id(p) in owned}
+    sign = {name: -1.0 if owned[id(p)]["maximize"] else 1.0 for name, p in names.items()}
+    decay = {name: float(owned[id(p)]["weight_decay"]) for name, p in names.items()}
 
     def split(v: Tensor) -> dict[str, Tensor]:
-        parts = v.split([count for *_, count in shapes])
-        return {name: part.view(shape) for part, (name, shape, _) in zip(parts, shapes, strict=True)}
+        parts = v.split([p.numel() for p in names.values()])
+        return {name: part.view(p.shape) for part, (name, p) in zip(parts, names.items(), strict=True)}
 
     def product(v: Tensor) -> Tensor:
         given = split(v)
         found = realisation.hvp(None, {n: given.get(n, torch.zeros_like(p)) for n, p in realisation.variables.items()})
-        return torch.cat([sign[name] * found[name].reshape(-1) for name in names])
+        return torch.cat([(sign[name] * found[name] + decay[name] * given[name]).reshape(-1) for name in names])
 
-    b = torch.cat([sign[name] * g.reshape(-1) for name, g in gradients.items()])
+    b = torch.cat([(sign[name] * p.grad + decay[name] * p).reshape(-1) for name, p in names.items()])
     solved = conjugate_gradient(LinearOperator((len(b), len(b)), product, dtype=b.dtype, device=b.device), b, tol=TOLERANCE,
                                 max_iterations=min(ITERATIONS, len(b)))
     found = split(solved.solution if bool(solved.solution.any()) else b)
@@ -117,7 +116,7 @@ class PSPS(_Preconditioned):
     negative one. Hutchinson's B = max(|D|, α), D ← β D + (1 − β) z ∘ (H z), needs the latter, and D starts as a mean of
     ``warm_samples`` probes. AdaGrad's is √Σ g² + 1e-10, Adam's √v̂ + 1e-10. One state tensor, none for the identity. Where batches
     cannot all reach f* (noisy labels, a penalty), give f*, or a slack, which estimates by how much they cannot. Processes that share a
-    model must share the loss.
+    model must share the loss. f* and λ are those of the first group.
 
     Parameters
     ----------

@@ -17,13 +17,16 @@ from typing import Any, ClassVar, NoReturn, Unpack
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
-from fallline.optim.engine.hyperparameters import check_positive
+from fallline.optim.engine.alarms import all_finite
+from fallline.optim.engine.hyperparameters import check_nonnegative, check_positive
+from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import acts, gradients_at, of_minimised, refuse, value_of
 from fallline.optim.engine.parts import Gradient
+from fallline.optim.engine.state import working_dtype
 
 
 @register("smb")
@@ -69,6 +72,9 @@ class SMB(Optimizer):
         if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1):
             raise ValueError(f"epoch must be a whole number of steps or None, got {epoch!r}")
         check_positive("lr_max", lr_max, "20 is typical")
+        check_nonnegative("gamma", gamma, "0.05 is typical")
+        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta <= 1:
+            raise ValueError(f"beta must be a number in (0, 1], got {beta!r}; 0.9 is typical")
         self.eta, self.c, self.independent_batch, self.epoch = eta, c, independent_batch, epoch
         self.gamma, self.beta, self.lr_max = gamma, beta, lr_max
         super().__init__(params, Gradient(), {"lr": lr, "weight_decay": weight_decay}, **options)
@@ -96,7 +102,10 @@ class SMB(Optimizer):
         loss = closure()
         groups = {p: group for group in self.param_groups for p in group["params"] if p.grad is not None}
         with torch.no_grad():
-            gradients = of_minimised({p: p.grad for p in groups}, self.param_groups)
+            found = {p: p.grad.to(working_dtype(p.dtype)) for p in groups if p.grad is not None}
+            if not all_finite([local(g) for g in found.values() if g.numel()], []):
+                return loss  # the engine raises, or leaves the step out
+            gradients = of_minimised(found, self.param_groups)
             rates = {p: float(group["lr"]) for p, group in groups.items()}
             trials = {p: p - rates[p] * g for p, g in gradients.items()}
             failed = {p: self.state[p].pop("failed_gradient", None) for p in trials}
@@ -106,7 +115,7 @@ class SMB(Optimizer):
                 step = self._hold(gradients) if self.independent_batch and not waits else \
                     self._model(gradients, rates, trials, failed, closure)
                 for p, g in of_minimised(step, self.param_groups).items():
-                    p.grad = g
+                    p.grad = g.to(p.dtype)
         self._count(modelled=not accepted and (waits or not self.independent_batch))
         return loss
 
@@ -135,10 +144,12 @@ class SMB(Optimizer):
                failed: Mapping[Tensor, Tensor | None], closure: Any) -> dict[Tensor, Tensor]:
         """The model step over −η, tensor by tensor."""
         there = of_minimised(gradients_at(trials, closure), self.param_groups)
+        if self.nonfinite == "raise" and not all_finite([local(g) for g in there.values() if g.numel()], []):
+            raise NonFiniteError(f"SMB's trial step, of lr {max(rates.values()):g}, leads where the gradient is not finite; lower lr")
         found = {}
         for p, g in gradients.items():
             earlier = failed[p]
-            step = model_step(-rates[p] * g, there[p] - g, g if earlier is None else earlier, g, self.eta)
+            step = model_step(-rates[p] * g, there[p].to(g) - g, g if earlier is None else earlier, g, self.eta)
             found[p] = step / -rates[p] if rates[p] else torch.zeros_like(g)
         return found
 

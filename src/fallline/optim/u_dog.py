@@ -61,7 +61,7 @@ class UniversalDistanceOverGradients(StepSize):
     """η, and the weight of the next point, from norms over all parameters."""
 
     needs: ClassVar[tuple[str, ...]] = ("gradient_norm_squared", "parameter_norm_squared", "gradient_change_squared",
-                                        "anchor_distance_squared", "anchor_distance_dot_gradient")
+                                        "gradient_step_squared", "anchor_distance_squared", "anchor_distance_dot_gradient_step")
     damping: bool = True
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
@@ -83,9 +83,9 @@ class UniversalDistanceOverGradients(StepSize):
         under = first + changes
         damping = 1 + (1 + (s["taken"] / 2).floor()).log() if self.damping else 1.0
         rate = torch.where(under > 0, omega / (damping * torch.where(under > 0, under, 1.0).sqrt()), 0.0)
-        step = c.lr * rate
-        # ‖y − η g − x₀‖², of a point that is not there yet.
-        moved = statistics["anchor_distance_squared"] - 2 * step * statistics["anchor_distance_dot_gradient"] + step**2 * squared
+        # ‖y − η g − x₀‖², of a point that is not there yet; η has the groups' own lr.
+        moved = (statistics["anchor_distance_squared"] - 2 * rate * statistics["anchor_distance_dot_gradient_step"]
+                 + rate**2 * statistics["gradient_step_squared"])
         reach = torch.maximum(s["reach"], moved.clamp(min=0).sqrt())
         weight = torch.where(ahead, s["weight"] + omega, s["weight"])
         radius = torch.where(ahead, radius, torch.maximum(radius, reach))
@@ -103,7 +103,8 @@ class UDoG(Optimizer):
     Every step takes one gradient, and two steps, of two batches, are one iteration: odd steps go to the weighted mean of x, where the
     second gradient is taken, even ones to the point ahead of the anchor. Taking both of one batch would make Q vanish. The answer is
     the mean, ``with opt.solution():``. Nothing to tune. State: x₀, y, the mean and the last gradient. The scheme, r̄, α and ω are the
-    paper's; the logarithms and maxima inside its G, which its proof needs to keep iterates bounded, are not: λ stands for them.
+    paper's; the logarithms and maxima inside its G, which its proof needs to keep iterates bounded, are not: λ stands for them. There
+    is no projection onto a set.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from fallline.core import registry
 from fallline.core.space import Range
 from fallline.optim.engine.over import Base, Over
-from fallline.optim.engine.parts import Direction, Displace, Replace, Search, StepSize
+from fallline.optim.engine.parts import Direction, Displace, Move, Replace, Search, StepSize
 
 
 class WithStepSize(Over):
@@ -61,9 +61,20 @@ class WithStepSize(Over):
             why = "it keeps lr inside its state, or its parameters ahead of its weights"
         elif isinstance(self.step_size, Search) and parts.average is not None:
             why = "every trial would join its average"
+        elif self.base.has("evaluate"):
+            why = "it evaluates the loss itself"
         if why:
-            raise TypeError(f"{type(self.step_size).__name__} cannot multiply the steps of {type(self.base).__name__}: {why}; use a "
-                            "base such as SGD, Adam or Lion")
+            raise self._refusal(why)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        super().check_group(group)
+        for p in group["params"] if isinstance(self.step_size, Search) else ():
+            if type(self.rule.move_for(p, group)).carry is not Move.carry:
+                raise self._refusal("its state moves with the point, and would with every trial")
+
+    def _refusal(self, why: str) -> TypeError:
+        return TypeError(f"{type(self.step_size).__name__} cannot multiply the steps of {type(self.base).__name__}: {why}; use a base "
+                         "such as SGD, Adam or Lion")
 
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         return {**super().coefficients(direction, group, t), **self.step_size.coefficients(group, t)}

@@ -72,9 +72,9 @@ class Rectified(Quotient):
 
 @dataclass(frozen=True)
 class Preconditioned(Quotient):
-    """B⁻¹ g for a diagonal B that is a denominator, and 0 where g is 0, whatever B is."""
+    """B⁻¹ g for a diagonal B that is a denominator, and 0 where B is 0."""
 
     numerator: Numerator = field(default_factory=Numerator)
 
     def finish(self, above: Tensor, u: Tensor, c: Any) -> Tensor:
-        return torch.where(above == 0, 0.0, super().finish(above, u, c))
+        return super().finish(above, torch.where(u.isfinite() | ~above.isfinite(), u, 0.0), c)

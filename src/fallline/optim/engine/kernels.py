@@ -103,8 +103,9 @@ class Kernel:
     def second(self, c: Any, p: Tensor, u: Tensor, pieces: Pieces) -> list[Tensor | None]:
         """Of a step in two passes: the move."""
         x = p.to(working_dtype(p.dtype))
-        new: dict[str, Tensor] = {}
-        x = self.finish(x, u, self.decode(pieces, x.dtype), new, c)
+        s = self.decode(pieces, x.dtype)
+        new = dict(s) if type(self.move).carry is not Move.carry else {}
+        x = self.finish(x, u, s, new, c)
         return [x.to(p.dtype), *self.encode(new)]
 
     def observe(self, c: Any, name: str, value: Tensor, pieces: Pieces) -> list[Tensor | None]:

@@ -182,8 +182,13 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         assert rule is not None
         if loss is None:
             oracles.refuse(type(self).__name__, "the loss", closure=True)
+        if torch.as_tensor(loss).numel() != 1:
+            raise ValueError(f"closure must return one number, the loss, got a tensor of shape {tuple(loss.shape)}")
         if type(rule).check_loss is not StepSize.check_loss:
-            rule.check_loss(float(torch.as_tensor(loss).detach()), self.param_groups[0])
+            value = float(torch.as_tensor(loss).detach())
+            if self.nonfinite == "raise" and not math.isfinite(value):
+                raise NonFiniteError(f"{type(self).__name__} was given a loss of {value}; lower lr, or pass nonfinite=\"skip\"")
+            rule.check_loss(value, self.param_groups[0])
 
     def _move(self, buckets: list[Bucket], loss: Any, closure: Any) -> list[tuple[Tensor, Unit]]:
         values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]

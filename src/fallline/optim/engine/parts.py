@@ -213,6 +213,10 @@ class StepSize:
     """The hyperparameters that it reads from parameter groups."""
     over: Literal["all", "tensor"] = "all"
 
+    def __post_init__(self) -> None:
+        if self.over not in ("all", "tensor"):
+            raise ValueError(f"over must be 'all' or 'tensor', got {self.over!r}")
+
     def check_loss(self, loss: float, group: Mapping[str, Any]) -> None:
         """Refuse a loss for which the rule makes no sense; a rule that overrides this costs a synchronisation a step."""
 
@@ -242,6 +246,10 @@ class Search(StepSize):
     """A multiplier found by trying: the loss of this step's realisation at points along the direction."""
 
     needs: ClassVar[tuple[str, ...]] = ("loss", "step_dot_gradient")
+
+    def __post_init__(self) -> None:
+        if self.over != "all":
+            raise ValueError(f"over must be 'all' for a search, whose losses are those of all parameters together, got {self.over!r}")
 
     def search(self, trial: Callable[[float], float], loss: float, slope: float, s: Tensors, c: Any) -> tuple[float, Tensors]:
         """The multiplier and the new scalars; ``trial`` maps a multiplier to the loss, ``slope`` is ⟨g, η u⟩ over all parameters."""

@@ -28,7 +28,8 @@ STATISTICS: dict[str, Integrand] = {
     "distance_squared": lambda g, u, p, s, c: (p - s["start"]) ** 2,
     "gradient_change_squared": lambda g, u, p, s, c: (g - s["previous_gradient"]) ** 2,
     "anchor_distance_squared": lambda g, u, p, s, c: (s["anchor"] - s["start"]) ** 2,
-    "anchor_distance_dot_gradient": lambda g, u, p, s, c: (s["anchor"] - s["start"]) * g,
+    "anchor_distance_dot_gradient_step": lambda g, u, p, s, c: (s["anchor"] - s["start"]) * (c.lr * g),
+    "gradient_step_squared": lambda g, u, p, s, c: (c.lr * g) ** 2,
 }
 
 OF_DIRECTION = frozenset({"direction_norm_squared", "direction_dot_gradient", "step_dot_gradient", "largest_relative_decrease"})

@@ -20,7 +20,8 @@ class GradNormRecorder:
     """``with GradNormRecorder(optimizer) as record: …train…``, then ``refine(record.norms)``.
 
     It reads the gradients that each ``optimizer.step()`` leaves behind, so what is clipped before the step is recorded clipped, which
-    bends the refined schedule. With clipping, collect what ``clip_grad_norm_`` returns instead: it is the ℓ2 norm before it.
+    bends the refined schedule; a rule that leaves its own step there (``SMB``, ``SSO``, ``GradReg``) is recorded by that. With
+    clipping, collect what ``clip_grad_norm_`` returns instead: it is the ℓ2 norm before it.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def _weights(rates: np.ndarray, last: float) -> np.ndarray:
 
 
 def _norms(name: str, norms: Tensor | Sequence[float]) -> np.ndarray:
-    found = torch.as_tensor(norms).detach().to("cpu", torch.float64).numpy()
+    found = torch.as_tensor(norms, dtype=torch.float64).detach().cpu().numpy()
     if found.ndim != 1 or not np.isfinite(found).all() or (found < 0).any():
         raise ValueError(f"{name} must be a row of finite norms >= 0, got {norms!r}")
     return found

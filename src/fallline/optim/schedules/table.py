@@ -32,7 +32,8 @@ class Schedule:
     """
 
     def __init__(self, values: Tensor | Sequence[float], name: str = "schedule") -> None:
-        found = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True)
+        found = values.detach().to("cpu", torch.float64, copy=True) if isinstance(values, Tensor) else \
+            torch.tensor(values, dtype=torch.float64)
         if found.ndim != 1 or not bool(((found >= 0) & found.isfinite()).all()) or not bool((found > 0).any()):
             raise ValueError(f"values must be a row of finite numbers >= 0, not all 0, got {values!r}")
         self.values, self.name = found, name

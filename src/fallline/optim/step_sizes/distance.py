@@ -51,6 +51,8 @@ class DistanceOverGradients(StepSize):
 class DampedDistanceOverGradients(DistanceOverGradients):
     """T-DoG: η_t = r̄_t / √(8⁴ θ² log₊²(1 + t) (G_{t−1} + 16 ℓ²)), θ = ln(60 ln(6 T) / δ), log₊ x = 1 + ln x."""
 
+    defaults: ClassVar[Mapping[str, float]] = {**DistanceOverGradients.defaults, "horizon": 1_000, "delta": 0.01, "lipschitz": 1.0}
+
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         theta = math.log(60 * math.log(6 * group["horizon"]) / group["delta"])
         damping = 8**4 * theta**2 * (1 + math.log(1 + t)) ** 2

@@ -2,6 +2,8 @@
 
     normalised   η_t = 1 / ‖g_t‖^β                       AdaGrad-Norm   η_t = 1 / √(b₀² + Σ_{i≤t} ‖g_i‖²)
 
+Squares are summed in the working precision: in float32 a gradient longer than 1e19 counts as infinite, and nothing moves.
+
 Ward, Wu, Bottou: AdaGrad Stepsizes, ICML 2019, arXiv 1806.01811.
 """
 
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fallline.optim.engine.hyperparameters import check_finite
 from fallline.optim.engine.parts import Scalars, StepSize, Tensors
 
 
@@ -23,6 +26,10 @@ class OverGradientNorm(StepSize):
 
     needs: ClassVar[tuple[str, ...]] = ("gradient_norm_squared",)
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_finite("power", self.power, "1 is the normalised gradient")
 
     def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         squared = statistics["gradient_norm_squared"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fallline.core.line_search import backtracking
+from fallline.optim.engine.hyperparameters import check_positive
 from fallline.optim.engine.parts import Scalars, Search, Tensors
 
 
@@ -26,6 +27,15 @@ class ArmijoSearch(Search):
     shrink: float = 0.7
     grow: float = 1.1
     trials: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("c1", self.c1), ("shrink", self.shrink)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+                raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}; c1=0.1 and shrink=0.7 are typical")
+        check_positive("grow", self.grow, "1.1 is typical")
+        if isinstance(self.trials, bool) or not isinstance(self.trials, int) or self.trials < 1:
+            raise ValueError(f"trials must be a whole number of at least 1, got {self.trials!r}")
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {"sign": -1.0 if group["maximize"] else 1.0}

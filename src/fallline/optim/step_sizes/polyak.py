@@ -111,6 +111,7 @@ class TargetLevel(Polyak):
     least: float = 1e-12
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("first", self.first, "0.5 is typical")
         check_nonnegative("least", self.least, "1e-12 is typical")
         if not (self.grow >= 1 > self.shrink > 0):
@@ -136,4 +137,6 @@ class TargetLevel(Polyak):
 
 
 def _over(gap: Tensor, n: Tensor) -> Tensor:
-    return torch.where(n > 0, gap / torch.where(n > 0, n, 1.0), 0.0)
+    """gap / n, and 0 where u leads uphill or n is so small that the quotient overflows."""
+    ratio = gap / torch.where(n > 0, n, 1.0)
+    return torch.where((n > 0) & ~ratio.isinf(), ratio, 0.0)
