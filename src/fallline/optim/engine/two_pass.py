@@ -189,7 +189,8 @@ def _multipliers(
         return result
     s = scalars[0]
     home = next(iter(s.values())) if s else sums[0][0]
-    totals = {n: whole(torch.stack([whole(own[i], how(n)).to(home) for own in sums]), how(n)) for i, n in enumerate(needs)}
+    totals = {n: whole(sums[0][i] if len(sums) == 1 else torch.cat([own[i].to(home) for own in sums]), how(n))
+              for i, n in enumerate(needs)}
     multiplier, new = rule(totals | {n: x.to(home) for n, x in extra.items()}, s, SimpleNamespace(**work[0].values))
     write([s[name] for name in new], list(new.values()))
     if isinstance(multiplier, Tensor):
