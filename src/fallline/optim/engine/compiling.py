@@ -128,18 +128,18 @@ def _summed(integrands: Sequence[Tensor], needs: tuple[str, ...]) -> tuple[Tenso
     return tuple(whole(x, how(name)) for name, x in zip(needs, integrands, strict=True))
 
 
-def run_first(bucket: Bucket, values: Mapping[str, float], p: Tensor, g: Tensor, pieces: Pieces, needs: tuple[str, ...],
+def run_first(bucket: Bucket, values: Mapping[str, Any], p: Tensor, g: Tensor, pieces: Pieces, needs: tuple[str, ...],
               keeps: bool) -> tuple[Sequence[Tensor], Tensor | None]:
     """Pass 1 on one tensor: the sums, and the direction if it ``keeps`` one."""
     u = torch.empty_like(p, dtype=working_dtype(p.dtype)) if keeps else None
     others = pieces if u is None else (u, *pieces)
     function = compiled(bucket, "first" if keeps else "sums", tuple(values), p, g, others, needs)
-    return function(pack(list(values.values()), p), p, g, *others), u
+    return function(packed(bucket, values, p), p, g, *others), u
 
 
 def run_second(bucket: Bucket, work: Work, values: Mapping[str, Any], p: Tensor, g: Tensor, pieces: Pieces) -> None:
     """Pass 2, with what the step size has made of the coefficients."""
-    run_compiled(compiled(bucket, work, tuple(values), p, g, pieces), pack(list(values.values()), p), p, g, pieces)
+    run_compiled(compiled(bucket, work, tuple(values), p, g, pieces), packed(bucket, values, p), p, g, pieces)
 
 
 def _alarm(new: Sequence[Tensor | None], u: Tensor, g: Tensor) -> Tensor:
@@ -183,6 +183,13 @@ def run_compiled(function: Compiled, packed: Tensor, p: Tensor, g: Tensor, piece
     taken = zip(*parts(split, (p, g, *pieces)))  # noqa: B905 - numbers are repeated without end
     alarms = [alarm for part in taken for alarm in function(packed, *part)]
     return torch.stack(alarms).sum() if alarms else None
+
+
+def packed(bucket: Bucket, values: Mapping[str, Any], p: Tensor) -> Tensor:
+    """The coefficients for a bucket's kernels, made once for all of its units."""
+    if bucket.packed is None or bucket.packed[0] is not values:
+        bucket.packed = values, pack(list(values.values()), p)
+    return bucket.packed[1]
 
 
 def pack(values: Sequence[Any], p: Tensor) -> Tensor:

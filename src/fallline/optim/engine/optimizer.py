@@ -18,7 +18,7 @@ from fallline.core.errors import NonFiniteError
 
 from . import door, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
-from .compiling import compiled, compiles, pack, run_compiled
+from .compiling import compiled, compiles, packed, run_compiled
 from .door import EngineOptions
 from .hooks import First, Hooks
 from .kernels import run_eagerly
@@ -196,11 +196,10 @@ class Optimizer(Hooks, torch.optim.Optimizer):
             shared = self.share([self._view(b, u) for b in buckets for u in b.units], loss)
             values = [{**numbers, **shared} for numbers in values]
         if self.sentence.step_size is not None:
-            packed = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
-            return two_pass.step(self.sentence.step_size, buckets, values, packed, self._scalars, loss, closure, self.compile)
+            gradients = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
+            return two_pass.step(self.sentence.step_size, buckets, values, gradients, self._scalars, loss, closure, self.compile)
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
-            bucket.packed = None
             for unit in bucket.units:
                 alarm = self._run(bucket, unit, numbers)
                 if alarm is not None:
@@ -219,7 +218,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         elementwise = direction.scope == "elementwise"
         if self.compile and compiles(bucket, unit, p, direction.reduces):
             function = compiled(bucket, "step", tuple(values), p, g, unit.pieces)
-            alarm = run_compiled(function, self._packed(bucket, values, p), p, g, unit.pieces)
+            alarm = run_compiled(function, packed(bucket, values, p), p, g, unit.pieces)
         else:
             c = Coefficients(values)
             if not elementwise:
@@ -229,11 +228,6 @@ class Optimizer(Hooks, torch.optim.Optimizer):
                 alarm = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)
         unit.store(p)
         return alarm
-
-    def _packed(self, bucket: Bucket, values: dict[str, float], p: Tensor) -> Tensor:
-        if bucket.packed is None:
-            bucket.packed = pack(list(values.values()), p)
-        return bucket.packed
 
     def coefficients(self, direction: Direction, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """All numbers of step ``t`` for one rule and group."""

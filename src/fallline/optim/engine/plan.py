@@ -59,7 +59,7 @@ class Bucket:
     mesh: Any = None
     sharded_dims: tuple[int, ...] = ()
     compiled: dict[Any, Callable[..., Sequence[Tensor]]] = field(default_factory=dict)
-    packed: Tensor | None = None
+    packed: tuple[Any, Tensor] | None = None
 
     def reduction(self, unit: Unit) -> Reduction:
         """What :func:`.reduction.reduce` means for one unit."""

@@ -94,11 +94,11 @@ class _Work:
             found = [unit.segments(x, how(name)) for name, x in zip(needs, integrands, strict=True)]
         return [self.bucket.all_reduced(x, how(name)) for name, x in zip(needs, found, strict=True)], u
 
-    def second(self, u: Tensor | None, multiplier: Multiplier) -> None:
-        """Move."""
+    def second(self, u: Tensor | None, values: dict[str, Any]) -> None:
+        """Move, by coefficients that know the multiplier."""
         kernel, unit = self.bucket.kernel, self.unit
-        p, values = unit.load(), multiplied(self.values, multiplier)
-        apart = isinstance(multiplier, Tensor) and multiplier.ndim > 0  # a number for each of many tensors
+        p = unit.load()
+        apart = isinstance(values["lr"], Tensor) and values["lr"].ndim > 0  # a number for each of many tensors
         if self.compile and not apart and compiling.compiles(self.bucket, unit, p, u is None and self.bucket.direction.reduces):
             given = self.gradient if u is None else u
             compiling.run_second(self.bucket, "move" if u is None else "second", values, p, given, unit.pieces)
@@ -138,12 +138,24 @@ def step(
         multipliers: list[Multiplier] = [_searched(rule, work, scratch, float(slope), scalars[0], loss, closure)] * len(work)
     else:
         multipliers = _multipliers(rule, work, needs, sums, scalars, loss)
-    alarms = []
+    alarms, scaled = [], _Scaled()
     for item, found, u, multiplier in zip(work, sums, scratch, multipliers, strict=True):
-        item.second(u, multiplier)
+        item.second(u, scaled(item.values, multiplier))
         if item.bucket.kernel.watch:  # a gradient or direction that is not finite has made the statistics so
             alarms.append((torch.stack([x.sum() for x in found]).sum(), item.unit))
     return alarms
+
+
+class _Scaled:
+    """Coefficients with their multiplier, made once for all units of a bucket."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Any, Any, dict[str, Any]] | None = None
+
+    def __call__(self, values: dict[str, Any], multiplier: Multiplier) -> dict[str, Any]:
+        if self.last is None or self.last[0] is not values or self.last[1] is not multiplier:
+            self.last = values, multiplier, multiplied(values, multiplier)
+        return self.last[2]
 
 
 def _searched(rule: Search, work: list[_Work], scratch: tuple[Tensor | None, ...], slope: float, s: dict[str, Tensor], loss: Any,
@@ -159,7 +171,8 @@ def _searched(rule: Search, work: list[_Work], scratch: tuple[Tensor | None, ...
     def trial(multiplier: float) -> float:
         restore()
         for item, u in zip(work, scratch, strict=True):
-            item.second(u, torch.tensor(multiplier, dtype=item.unit.working, device=item.unit.locals[0].device))
+            tried = torch.tensor(multiplier, dtype=item.unit.working, device=item.unit.locals[0].device)
+            item.second(u, multiplied(item.values, tried))
         return value_of(closure, params)
 
     try:
@@ -195,4 +208,6 @@ def _multipliers(
     write([s[name] for name in new], list(new.values()))
     if isinstance(multiplier, Tensor):
         return [multiplier.to(item.unit.working) for item in work]
-    return [{n: x.to(item.unit.working) for n, x in multiplier.items()} for item in work]
+    kinds = {item.unit.working for item in work}
+    shared = {kind: {n: x.to(kind) for n, x in multiplier.items()} for kind in kinds}
+    return [shared[item.unit.working] for item in work]
