@@ -116,12 +116,12 @@ PSPS has Adam's preconditioner, SMB its default learning rate, U-DoG takes two g
 half of its gradients on a run with linear decay, and the other half on a second run along the schedule made of it, both with AdamW at
 its default rate. Made by `python benchmarks/tuning_free.py`.
 
-**What to conclude.** On these networks, after so few steps, nothing untuned is worth a trial of AdamW, whose first guess is close to its
-best; PSPS with Adam's preconditioner comes near it on the small network, which fits its data, and is worth any number of trials of SGD
-there. On the convex problem a few trials of either rival go past everything but SMB. On matrix sensing, where the loss can be 0, PSPS pays
-most and DoG is worth a few trials; SMB and SANIA diverge there. SANIA's squared preconditioner takes steps too long for networks,
-U-DoG's first steps are too short for budgets like these, and a refined schedule cannot make up for half of the run. The limits are wide:
-small problems, three seeds, one tuning seed, so that three trials may choose worse than one.
+**What to conclude.** On these networks, after so few steps, nothing untuned is worth a trial of AdamW, whose first guess is close to
+its best; PSPS with Adam's preconditioner comes near it on the small network, which fits its data, and is worth any number of trials
+of SGD there. On the convex problem a few trials of either rival go past everything but SMB. On matrix sensing, where the loss can be
+0, PSPS pays most and DoG is worth a few trials; SMB and SANIA diverge there. SANIA's squared preconditioner takes steps too long for
+networks, U-DoG's first steps are too short for budgets like these, and a refined schedule cannot make up for half of the run. The
+limits are wide: small problems, three seeds, one tuning seed, so that three trials may choose worse than one.
 
 """
 
