@@ -15,6 +15,7 @@ from .kernels import Kernel
 from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
 from .reduction import batched, reducing, whole
+from .signature import hyperparameters
 from .state import working_dtype
 from .statistics import how, of_direction
 from .storage import Codec
@@ -246,7 +247,7 @@ def swap_in(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     saved = [(p, p.detach().clone()) for p in (m.param for m in changes)]
     if not changes:
         return saved
-    keys = {id(group): optimizer._hyperparameters(group) for group in optimizer.param_groups}
+    keys = {id(group): hyperparameters(group, optimizer.defaults) for group in optimizer.param_groups}
     optimizer._plan = None
     for bucket in build(changes, optimizer.sentence, optimizer.state, keys, False):
         _write_solution(optimizer, bucket)

@@ -27,6 +27,7 @@ from .loading import load_state
 from .parts import Add, Average, Coefficients, Direction, Move, StepSize, View
 from .plan import Bucket, Member, Plan, Sentence, build, gradient_of
 from .reduction import reducing
+from .signature import hyperparameters, signature
 from .storage import Storage
 from .units import Unit
 
@@ -148,7 +149,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         if self.nonfinite == "skip" and not (self._finite(plan.buckets, meshes) and _is_finite(loss)):
             return
         if "loss" in self._needs():
-            self._check_loss(loss)
+            oracles.check_loss(self, loss)
         answers = oracles.ask(self, wanted, closure)
         if self.nonfinite == "skip" and not all_finite([value for *_, value in answers], meshes):
             return
@@ -176,19 +177,6 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _finite(self, buckets: list[Bucket], meshes: list[Any]) -> bool:
         units = [unit for bucket in buckets for unit in bucket.units]
         return all_finite([g for u in units for g in u.real(_gradients(u)) if g.numel()], meshes)
-
-    def _check_loss(self, loss: Any) -> None:
-        rule = self.sentence.step_size
-        assert rule is not None
-        if loss is None:
-            oracles.refuse(type(self).__name__, "the loss", closure=True)
-        if torch.as_tensor(loss).numel() != 1:
-            raise ValueError(f"closure must return one number, the loss, got a tensor of shape {tuple(loss.shape)}")
-        if type(rule).check_loss is not StepSize.check_loss:
-            value = float(torch.as_tensor(loss).detach())
-            if self.nonfinite == "raise" and not math.isfinite(value):
-                raise NonFiniteError(f"{type(self).__name__} was given a loss of {value}; lower lr, or pass nonfinite=\"skip\"")
-            rule.check_loss(value, self.param_groups[0])
 
     def _move(self, buckets: list[Bucket], loss: Any, closure: Any) -> list[tuple[Tensor, Unit]]:
         values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
@@ -250,16 +238,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         return [id(p) for group in self.param_groups for p in group["params"]]
 
     def _signature(self) -> Any:
-        groups = self.param_groups
-        marks = [[_switches(g.get(name)) for name in self.defaults] for g in groups]
-        if len(groups) == 1:
-            return marks
-        seen: dict[Any, int] = {}
-        return marks, [seen.setdefault(self._hyperparameters(g), len(seen)) for g in groups]
-
-    def _hyperparameters(self, group: Mapping[str, Any]) -> Any:
-        # State may start from the rate that a schedule started from.
-        return tuple(tuple(v) if isinstance(v, list) else v for v in (group.get(name) for name in (*self.defaults, "initial_lr")))
+        return signature(self.param_groups, self.defaults)
 
     def _make_plan(self) -> Plan:
         members, active, idle, index = [], [], [], 0
@@ -281,7 +260,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
                 return Plan([], active, idle, self._signature(), self.state, 0, self._everything())
             for m, numbers in zip(new, self.measure(firsts, self.state.values()), strict=True):
                 self.state[m.param].update({name: torch.as_tensor(x, dtype=torch.float64) for name, x in numbers.items()})
-        keys = {id(group): self._hyperparameters(group) for group in self.param_groups}
+        keys = {id(group): hyperparameters(group, self.defaults) for group in self.param_groups}
         buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise")
         if self.sentence.step_size is not None and buckets:
             self._scalars = two_pass.adopt_scalars(self.sentence.step_size, buckets, self.state)
@@ -367,13 +346,6 @@ def _number(name: str, x: Any) -> Any:
     if not math.isfinite(x):
         raise ValueError(f"{name} of a parameter group is {float(x)}; a scheduler or an assignment has made it so")
     return float(x)
-
-
-def _switches(value: Any) -> Any:
-    """What of a hyperparameter may select another rule or kernel: whether it is None, 0 or True."""
-    if isinstance(value, tuple | list):
-        return [_switches(each) for each in value]
-    return value if value is None or isinstance(value, bool) else not isinstance(value, Tensor) and value == 0
 
 
 def _is_finite(loss: Any) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
 
 from .kernels import write
 from .layout import is_sharded, local, shard
-from .parts import Coefficients
+from .parts import Coefficients, StepSize
 from .plan import Bucket
 from .units import Unit
 
@@ -49,6 +50,21 @@ def _refuse_without(optimizer: Optimizer, buckets: list[Bucket]) -> None:
             for name in bucket.direction.probe(t, bucket.group):
                 if name in optimizer.reevaluations and acts([bucket.group]):
                     refuse(type(optimizer).__name__, optimizer.reevaluations[name], closure=True)
+
+
+def check_loss(optimizer: Optimizer, loss: Any) -> None:
+    """Refuse a loss that is not there, no number, not finite, or none that the step size is made for."""
+    rule = optimizer.sentence.step_size
+    assert rule is not None
+    if loss is None:
+        refuse(type(optimizer).__name__, "the loss", closure=True)
+    if torch.as_tensor(loss).numel() != 1:
+        raise ValueError(f"closure must return one number, the loss, got a tensor of shape {tuple(loss.shape)}")
+    if type(rule).check_loss is not StepSize.check_loss:
+        value = float(torch.as_tensor(loss).detach())
+        if optimizer.nonfinite == "raise" and not math.isfinite(value):
+            raise NonFiniteError(f"{type(optimizer).__name__} was given a loss of {value}; lower lr, or pass nonfinite=\"skip\"")
+        rule.check_loss(value, optimizer.param_groups[0])
 
 
 def acts(groups: Iterable[Mapping[str, Any]]) -> bool:
