@@ -84,8 +84,19 @@ def test_bad_input_is_refused_by_name(test):
         test(gradients(), 0.5, largest=2.5)
     with pytest.raises(ValueError, match="common leading axis"):
         test({"a": torch.ones(3, 2), "b": torch.ones(2)})
-    with pytest.raises(NonFiniteError):
-        test({"a": torch.tensor([[1.0], [math.nan]])})
+    for bad in ([0.0, math.nan], [math.nan, 0.0]):
+        with pytest.raises(NonFiniteError):
+            test({name: torch.tensor([[1.0], [value]]) for name, value in zip("ab", bad, strict=True)})
+    with pytest.raises(ValueError, match="at least one chunk"):
+        test([])
+
+
+@pytest.mark.parametrize("test", [norm_test, inner_product_test, coordinate_test])
+def test_squares_of_half_precision_gradients_do_not_underflow(test):
+    found = {name: g.half() for name, g in gradients().items()}
+    small, exact = ({name: g.to(dtype) * scale for name, g in found.items()} for dtype, scale in
+                    ((torch.float16, 2.0**-12), (torch.float64, 2.0**-12)))
+    assert test(small, 0.1) == pytest.approx(test(exact, 0.1), rel=0.02)
 
 
 def test_chunks_are_the_whole():
@@ -237,6 +248,10 @@ def test_a_state_between_epochs_and_a_loop_broken_off():
     assert sampler.epoch == 2 and len(list(sampler)) == 3 and sampler.epoch == 4
     with pytest.raises(ValueError, match="seed=0"):
         AdaptiveBatchSampler(6, 2, seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="drop_last=True"):
+        AdaptiveBatchSampler(6, 2, drop_last=False).load_state_dict(state)
+    with pytest.raises(ValueError, match="has no 'samples'"):
+        AdaptiveBatchSampler(6, 2).load_state_dict({})
     assert "size=2" in repr(sampler)
 
 
@@ -254,6 +269,8 @@ def test_a_loader_with_other_batches_is_told():
     sampler = AdaptiveBatchSampler(data, 2)
     with pytest.raises(RuntimeError, match="batch_sampler=sampler"):
         list(sampler.over(DataLoader(data, batch_size=2)))
+    with pytest.raises(ValueError, match="in_order=True"):
+        list(sampler.over(DataLoader(data, batch_sampler=sampler, in_order=False)))
 
 
 # ---------------------------------------------------------------- the method
@@ -313,6 +330,15 @@ def test_it_converges_and_grows(test, micro_batch):
     problem = finite_sum()
     result = fl.solve(problem, AdaptiveBatch(test=test, micro_batch=micro_batch, eta=0.3, every=2, size=4), fl.Budget(steps=60))
     assert problem.observe(result.x)["value"] < 0.5 and 4 < result.certificate["batch_size"] <= 60
+
+
+def test_what_becomes_of_a_step_without_finite_gradients_is_said_by_the_optimizer():
+    a, y = regression()
+    problem = fl.FiniteSum(lambda w, a, y: ((a @ w - y) ** 2).mean(), (a, y * math.nan), torch.zeros(4, dtype=torch.float64))
+    method = AdaptiveBatch(size=3, nonfinite="skip")
+    state = method.step(problem, method.init(problem, fl.Key(0)))
+    assert state["size"] == 3 and torch.equal(method.report(problem, state).resolve(), torch.zeros(4, dtype=torch.float64))
+    assert fl.solve(problem, AdaptiveBatch(size=3), fl.Budget(steps=3)).status == "nonfinite"
 
 
 def test_resume_of_a_network_is_exact(tmp_path):

@@ -97,8 +97,9 @@ def test_delta_is_the_largest_over_the_points():
     problem = WithProxy(fl.Smooth(lambda x: (x**4).sum() / 12, torch.ones(2, dtype=torch.float64)), lambda x: 0 * x.sum())
     points = [torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([3.0, 0.0], dtype=torch.float64)]
     assert estimate_delta(problem, problem.proxy, points) == pytest.approx(9.0)
-    with pytest.raises(ValueError, match="points must hold at least one"):
-        estimate_delta(problem, problem.proxy, [])
+    for bad in ([], points[0]):
+        with pytest.raises(ValueError, match="points must be a sequence of at least one"):
+            estimate_delta(problem, problem.proxy, bad)
 
 
 def test_delta_is_estimated_when_not_given():
@@ -184,11 +185,18 @@ def test_a_proxy_of_another_shape_is_refused_by_name():
         WithProxy(f, fl.BlackBox(lambda x: x.sum(), torch.ones(2)))
     with pytest.raises(WrongProblem, match="ProxyProx solves proxied problems"):
         fl.solve(f, ProxyProx(delta=1.0), fl.Budget(steps=1))
+    half = quadratic(torch.eye(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"float32 or float64.*bfloat16"):
+        fl.solve(WithProxy(half, half), ProxyProx(delta=1.0), fl.Budget(steps=1))
+    bounded = fl.Constrained(f, inequality=lambda x: x - 1)
+    for f_and_proxy in ((bounded, f), (f, bounded)):
+        with pytest.raises(ValueError, match="must be without constraints"):
+            WithProxy(*f_and_proxy)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"delta": 0.0}, "delta must"), ({"sigma": -1.0}, "sigma must"), ({"sigma": 1.0}, "horizon must be given"),
-    ({"horizon": 0}, "horizon"),
+    ({"horizon": 0}, "horizon"), ({"delta": "1"}, "delta must be a number"), ({"sigma": True}, "sigma must be a number"),
     ({"tolerance": 0.0}, "tolerance must"), ({"inner_steps": 0}, "inner_steps must")])
 def test_bad_settings_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, softplus
 
 import fallline as fl
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.optim.sso import SSO
 
 
@@ -198,6 +198,16 @@ def test_resting_and_foreign_parameters():
         assert torch.equal(weight, before) and foreign.grad is None and bool((foreign == 1).all())
     with pytest.raises(ValueError, match="params must be parameters of the objective's model"):
         SSO([foreign]).step(fl.Objective(model, cross_entropy)(x, y))
+
+
+@pytest.mark.parametrize("inner", ["armijo", "gd", "lbfgs"])
+def test_a_surrogate_that_is_not_finite(inner):
+    model, (x, y) = network(), data()
+    before, batch = flat(model), fl.Objective(model, cross_entropy)(x * math.nan, y)
+    with pytest.raises(NonFiniteError, match="surrogate"):
+        SSO(model.parameters(), inner=inner).step(batch)
+    SSO(model.parameters(), inner=inner, nonfinite="skip").step(batch)
+    assert torch.equal(flat(model), before)
 
 
 def test_what_it_cannot_do_is_refused_by_name():

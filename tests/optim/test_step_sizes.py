@@ -313,3 +313,16 @@ def test_a_tangent_average_is_carried_in_two_passes_as_in_one():
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
     with pytest.raises(TypeError, match="ArmijoSearch cannot multiply the steps of RiemannianAdam: its state moves with the point"):
         optim.WithStepSize([p], "riemannian-adam", ArmijoSearch())
+
+
+def test_a_norm_without_gradients_yet_rests_and_groups_share_one():
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = optim.AdaGradNorm([{"params": [p]}, {"params": [q], "lr": 0.5}], lr=1.0, b0=0.0)
+    p.grad, q.grad = torch.zeros(2), torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(p, torch.ones(2))
+    p.grad, q.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    optimizer.step()
+    assert p.tolist() == pytest.approx([1 - 3 / 5, 1.0]) and q.tolist() == pytest.approx([1.0, 1 - 0.5 * 4 / 5])
+    with pytest.raises(ValueError, match="b0 must be the same in all groups"):
+        optim.AdaGradNorm([{"params": [p]}, {"params": [q], "b0": 1.0}])

@@ -41,3 +41,8 @@ class AdaGradNorm(Optimizer):
                  **options: Unpack[EngineOptions]) -> None:
         super().__init__(params, Gradient(), {"lr": lr, "b0": b0, "weight_decay": weight_decay}, step_size=AccumulatedGradientNorm(),
                          **options)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        if group["b0"] != self.param_groups[0]["b0"]:
+            raise ValueError(f"b0 must be the same in all groups, whose norms are one, got {self.param_groups[0]['b0']!r} and "
+                             f"{group['b0']!r}; lr may differ")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.bound import Bound
+from fallline.core.errors import NonFiniteError
 from fallline.core.method import Report, State, Train
 from fallline.core.objective import ModelProblem, Training
 from fallline.core.problem import Problem
@@ -128,20 +129,23 @@ class AdaptiveBatch(Train):
         drawn = [problem.draw(key.fold(i), size=own) for i, own in enumerate(sizes)]
         if t % self.every == 0:
             point = state.get("point")
-            state = {**state, "size": self._tested(drawn, point, self._cap(problem))}
+            state = {**state, "size": self._tested(drawn, point, self._cap(problem), size)}
         pieces: Any = drawn if "model" in state else [piece.bind(state["point"]) for piece in drawn]
         loss = state["optimizer"].step(pieces[0] if len(pieces) == 1 else Accumulated(pieces, sizes))
         if state["schedule"] is not None:
             state["schedule"].step()
         return {**state, "t": t + 1, "loss": loss.detach() if isinstance(loss, Tensor) else loss}
 
-    def _tested(self, drawn: Sequence[Problem], point: Tree | None, largest: int) -> int:
+    def _tested(self, drawn: Sequence[Problem], point: Tree | None, largest: int, size: int) -> int:
         """The next batch size."""
         def chunks() -> Iterator[Tree]:
             return (tree.map(lambda g: g.detach(), piece.per_sample_gradients(point)) for piece in drawn)
 
         gradients: Any = next(chunks()) if len(drawn) == 1 else chunks if self.test == "inner" else chunks()
-        return TESTS[self.test](gradients, self.eta, largest)
+        try:
+            return TESTS[self.test](gradients, self.eta, largest)
+        except NonFiniteError:
+            return size  # the optimizer says what becomes of such a step
 
     def report(self, problem: Problem, state: State) -> Report:
         report = super().report(problem, state)

@@ -17,6 +17,9 @@ from torch.utils.data import Sampler
 
 from fallline.core.keys import Key
 
+SETTINGS = ("samples", "seed", "shuffle", "drop_last", "micro_batch", "replicas", "rank")
+"""What must be the same for a state to go on."""
+
 
 class Piece(NamedTuple):
     """What a loader gave, its share of the batch, and whether it ends the batch."""
@@ -123,6 +126,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
 
     def over(self, loader: Iterable[Any]) -> Iterator[Piece]:
         """Iterate over a loader that has this batch sampler, with the weight of every piece in its batch."""
+        if not getattr(loader, "in_order", True):
+            raise ValueError("loader must hand batches out in order: make it with in_order=True, for weights belong to pieces in turn")
         self._tracked = True
         try:
             for data in loader:
@@ -174,12 +179,15 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """The position and the size, of plain numbers."""
         finished = self._finished()
-        return {"epoch": self.epoch, "position": 0 if finished else self._position, "size": self._size, "seed": self.seed,
-                "planned": [] if finished else [list(piece) for piece in self._planned], "samples": self.samples}
+        return {"epoch": self.epoch, "position": 0 if finished else self._position, "size": self._size,
+                "planned": [] if finished else [list(piece) for piece in self._planned],
+                **{name: getattr(self, name) for name in SETTINGS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict()``: the next loop begins there."""
-        for name in ("samples", "seed"):
+        for name in SETTINGS:
+            if name not in state:
+                raise ValueError(f"the state is not of an AdaptiveBatchSampler: it has no {name!r}")
             if state[name] != getattr(self, name):
                 raise ValueError(f"the state is of a sampler with {name}={state[name]}, and this one has {name}={getattr(self, name)}")
         _whole("size", state["size"], 1, self.largest)

@@ -33,6 +33,7 @@ from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.objective import ModelProblem
 from fallline.core.tree import Tree
 from fallline.optim.engine.hyperparameters import check_positive
+from fallline.optim.engine.state import working_dtype
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Gradients = Tree | Iterable[Tree] | Callable[[], Iterable[Tree]]
@@ -52,7 +53,8 @@ class GradientMoments:
     @classmethod
     def of(cls, per_sample_gradients: Tree) -> Self:
         """The moments of gradients with a leading sample axis."""
-        gradients = tree.map(lambda g: g.detach(), per_sample_gradients)
+        # Squares of half-precision gradients underflow or overflow.
+        gradients = tree.map(lambda g: g.detach().to(working_dtype(g.dtype)), per_sample_gradients)
         mean = tree.map(lambda g: g.mean(0), gradients)
         return cls(_rows(gradients), mean, tree.map(lambda g, m: (g - m).square().sum(0), gradients, mean))
 
@@ -76,7 +78,7 @@ class GradientMoments:
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self
-        mean, deviations = tree.flatten(self.mean), tree.flatten(self.deviations)
+        mean, deviations = (tree.flatten(part).double() for part in (self.mean, self.deviations))
         sums = torch.cat([mean * self.count, mean.new_tensor([self.count])])
         torch.distributed.all_reduce(sums, group=group)
         count = round(float(sums[-1]))
@@ -179,7 +181,7 @@ def coordinate_test(gradients: Tree | GradientMoments | Iterable[Tree], eta: flo
     moments = _moments(gradients)
     ratios = [torch.where(s == 0, 0.0, s / g.square()).max() for s, g in
               zip(tree.leaves(moments.variance), tree.leaves(moments.mean), strict=True) if s.numel()]
-    return _next(moments.count, max(map(float, ratios)), eta, largest)
+    return _next(moments.count, float(torch.stack([ratio.double() for ratio in ratios]).max()), eta, largest)
 
 
 def inner_product_test(gradients: Gradients, eta: float = 0.5, largest: int | None = None) -> int:
@@ -204,6 +206,8 @@ TESTS: dict[str, Callable[..., int]] = {"norm": norm_test, "inner": inner_produc
 
 def _chunks(gradients: Any) -> Iterable[Tree]:
     """An iterable of trees; lists and dicts of tensors are one tree."""
+    if isinstance(gradients, list | tuple) and not gradients:
+        raise ValueError("gradients must hold at least one chunk, got none")
     if isinstance(gradients, Tensor | dict) or (isinstance(gradients, list | tuple) and isinstance(gradients[0], Tensor)):
         return [gradients]
     return gradients
@@ -224,7 +228,7 @@ def _moments(gradients: Any) -> GradientMoments:
 def _products(chunk: Tree, direction: Tree) -> Tensor:
     """⟨G_i, v⟩ of every sample."""
     parts = zip(tree.leaves(chunk), tree.leaves(direction), strict=True)
-    return torch.stack([g.detach().flatten(1) @ v.flatten() if g.ndim > 1 else g.detach() * v for g, v in parts]).sum(0)
+    return torch.stack([g.detach().to(v.dtype).reshape(len(g), -1) @ v.flatten() for g, v in parts]).sum(0)
 
 
 def _ratio(noise: float, signal: float) -> float:

@@ -74,6 +74,9 @@ def WithProxy(problem: Problem, proxy: Problem | Callable[[Tree], Tensor], **opt
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a Problem, got {type(problem).__name__}; Smooth(fun, x0) makes one of a function")
     problem.require("gradient", by="WithProxy")
+    for name, given in (("problem", problem), ("proxy", proxy)):
+        if isinstance(given, Problem) and (given.kind == "constrained" or given.has("project")):
+            raise ValueError(f"{name} must be without constraints, which ProxyProx would leave, got {given!r}")
     cheap = proxy if isinstance(proxy, Problem) else Smooth(proxy, problem.x0)
     cheap.require("gradient", by="the proxy")
     tree.aligned(cheap.x0, problem.x0, "the proxy's x0")
@@ -110,8 +113,9 @@ def estimate_delta(f: Problem, proxy: Problem, points: Sequence[Tree], *, tol: f
     -----
     By Lanczos, which needs fewer products than power iteration does, and finds ±δ where both are eigenvalues.
     """
-    if not points:
-        raise ValueError("points must hold at least one point, got none; problem.x0 is one")
+    if isinstance(points, Tensor) or not points:
+        raise ValueError("points must be a sequence of at least one point, such as [problem.x0], got "
+                         f"{'a tensor' if isinstance(points, Tensor) else 'none'}")
     for function in (f, proxy):
         function.require("hvp", by="estimate_delta")
     key = as_key(key)
@@ -175,6 +179,10 @@ class ProxyProx(Method):
     space: ClassVar[Mapping[str, Range]] = {"delta": LogUniform(1e-3, 1e2)}
 
     def __post_init__(self) -> None:
+        for name in ("delta", "sigma", "tolerance"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (isinstance(value, int | float) or (value is None and name == "delta")):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta must be a positive number, or None for an estimate, got {self.delta!r}")
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
@@ -186,6 +194,12 @@ class ProxyProx(Method):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.sigma and self.horizon is None:
             raise ValueError("horizon must be given with sigma: the number of steps that will be taken")
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        low = {leaf.dtype for leaf in tree.leaves(problem.x0)} - {torch.float32, torch.float64}
+        if low:
+            raise TypeError(f"ProxyProx needs float32 or float64 variables, to whose digits it solves its subproblems, got {low.pop()}")
 
     def eta(self, delta: float) -> float:
         """min{1 / (2δ), 1 / (σ √(δT))}."""

@@ -21,11 +21,12 @@ from typing import Any, ClassVar, Literal, NoReturn, Unpack, get_args
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.line_search import backtracking
 from fallline.core.objective import ModelProblem
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.optim.engine.alarms import all_finite
 from fallline.optim.engine.hyperparameters import check_positive
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.oracles import acts, of_minimised, refuse
@@ -139,8 +140,11 @@ class SSO(Optimizer):
         before = {p: p.detach().clone() for p in surrogate.rates}
         try:
             INNER[self.inner](surrogate, self.inner_steps)
+            if not surrogate.finite and self.nonfinite == "raise":
+                raise NonFiniteError("SSO's surrogate has NaN or infinite values or slopes; lower eta or lr, or look at the data")
             with torch.no_grad():
-                steps = of_minimised({p: x - p for p, x in before.items()}, self.param_groups)
+                moved = {p: x - p if surrogate.finite else torch.full_like(p, math.nan) for p, x in before.items()}
+                steps = of_minimised(moved, self.param_groups)
         finally:
             with torch.no_grad():
                 for p, x in before.items():
@@ -171,6 +175,8 @@ class Surrogate:
         if groups[0]["maximize"]:
             self._slope = -self._slope
         self._curvature = 1 / (eta * realisation.samples)
+        self.finite = True
+        """Whether values and slopes have been so far."""
 
     def _differentiated(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """u and the loss."""
@@ -213,6 +219,7 @@ class Surrogate:
             gradients = torch.autograd.grad(value, list(self.rates), allow_unused=True)
         for p, g in zip(self.rates, gradients, strict=True):
             p.grad = torch.zeros_like(p) if g is None else g
+        self.finite = self.finite and all_finite([value.detach(), *(g for g in gradients if g is not None and g.numel())], [])
         return value.detach()
 
 
@@ -257,7 +264,8 @@ def _armijo(surrogate: Surrogate, steps: int) -> None:
 def _lbfgs(surrogate: Surrogate, steps: int) -> None:
     moving = [p for p, rate in surrogate.rates.items() if rate]
     if moving:
-        torch.optim.LBFGS(moving, max_iter=steps, line_search_fn="strong_wolfe").step(surrogate.differentiate)
+        torch.optim.LBFGS(moving, max_iter=steps, tolerance_grad=0.0, tolerance_change=0.0,
+                          line_search_fn="strong_wolfe").step(surrogate.differentiate)
 
 
 INNER: dict[str, Callable[[Surrogate, int], None]] = {"armijo": _armijo, "gd": _descend(torch.optim.SGD),

@@ -39,7 +39,7 @@ class OverGradientNorm(StepSize):
 
 @dataclass(frozen=True)
 class AccumulatedGradientNorm(StepSize):
-    """1 / √(b₀² + Σ ‖g‖²), the current gradient included; the group has b₀ as ``b0``."""
+    """1 / √(b₀² + Σ ‖g‖²), the current gradient included, and 0 while that is 0; the first group's b₀ is ``b0``."""
 
     needs: ClassVar[tuple[str, ...]] = ("gradient_norm_squared",)
     defaults: ClassVar[Mapping[str, float]] = {"b0": 1e-6}
@@ -52,4 +52,5 @@ class AccumulatedGradientNorm(StepSize):
 
     def __call__(self, statistics: Tensors, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         gradients = s["gradients"] + statistics["gradient_norm_squared"]
-        return 1 / (c.b0**2 + gradients).sqrt(), {"gradients": gradients}
+        under = c.b0**2 + gradients
+        return torch.where(under == 0, 0.0, 1 / torch.where(under == 0, 1.0, under).sqrt()), {"gradients": gradients}
