@@ -4,11 +4,14 @@ import torch
 
 import fallline as fl
 from fallline.problems.weakly_convex import (
+    absolute_regression,
     bilinear_proximal_point,
     blind_deconvolution,
+    linear_proximal_point,
     phase_proximal_point,
     robust_phase_retrieval,
 )
+from fallline.solvers.model_based import StochasticModel
 
 
 def normal(*shape, seed=0):
@@ -60,7 +63,30 @@ def test_the_bilinear_proximal_point_beats_a_search_in_its_plane(seed, step, b):
     assert objective(s, t) <= objective(grid[:, None], grid[None]).min() + 1e-12
 
 
-@pytest.mark.parametrize("make", [robust_phase_retrieval, blind_deconvolution])
+@pytest.mark.parametrize("step", [0.01, 0.3, 10.0])
+@pytest.mark.parametrize("b", [-3.0, 0.0, 2.0])
+def test_the_proximal_point_of_a_linear_measurement_beats_a_fine_search_along_its_line(step, b):
+    x, a = normal(4), normal(4, seed=1)
+    found = linear_proximal_point(x, step, a, torch.tensor(b, dtype=torch.float64))
+
+    def objective(t):
+        return (a @ x + t * (a @ a) - b).abs() + t**2 * (a @ a) / (2 * step)
+
+    t = (found - x) @ a / (a @ a)
+    torch.testing.assert_close(found, x + t * a, rtol=0, atol=1e-12)
+    assert float(objective(t)) <= float(objective(torch.linspace(-11, 11, 200_001, dtype=torch.float64)).min()) + 1e-12
+    assert torch.equal(linear_proximal_point(x, step, 0 * a, torch.tensor(b)), x)
+
+
+@pytest.mark.parametrize("model", ["subgradient", "clipped", "prox_linear", "prox_point"])
+def test_absolute_regression_is_solved_by_every_model(model):
+    problem = absolute_regression(1)
+    assert problem.observe(problem.facts["solution"]) == pytest.approx({"value": 0, "error": 0}, abs=1e-12)
+    result = fl.solve(problem, StochasticModel(model, alpha=0.1), problem.budget)
+    assert problem.observe(result.x)["error"] < 0.1
+
+
+@pytest.mark.parametrize("make", [absolute_regression, robust_phase_retrieval, blind_deconvolution])
 def test_ready_problems_are_what_they_say(make):
     problem = make(3)
     assert torch.equal(make(3).value(problem.x0), problem.value(problem.x0)) and problem.draw(fl.Key()).samples == 1

@@ -17,19 +17,19 @@ from fallline.problems.harvey import harvey_function
 from fallline.problems.images import digits_cnn, digits_mlp, mnist1d
 from fallline.problems.nonconvex import matrix_sensing, rosenbrock
 from fallline.problems.text import byte_lm, tiny_lm
-from fallline.problems.weakly_convex import blind_deconvolution, robust_phase_retrieval
+from fallline.problems.weakly_convex import absolute_regression, blind_deconvolution, robust_phase_retrieval
 
 __all__ = [
-    "CUTEST", "blind_deconvolution", "byte_lm", "cutest", "diagonal_linear_net", "digits_cnn", "digits_mlp", "harvey_function",
-    "least_squares", "logistic", "logistic_l1", "make", "makers", "matrix_sensing", "mnist1d", "names", "robust_phase_retrieval",
-    "rosenbrock", "tiny_lm",
+    "CUTEST", "absolute_regression", "blind_deconvolution", "byte_lm", "cutest", "diagonal_linear_net", "digits_cnn", "digits_mlp",
+    "harvey_function", "least_squares", "logistic", "logistic_l1", "make", "makers", "matrix_sensing", "mnist1d", "names",
+    "robust_phase_retrieval", "rosenbrock", "tiny_lm",
 ]
 
 
 def makers() -> dict[str, Callable[..., Problem]]:
     """Return the functions ``seed -> Problem`` by name."""
     ready = (digits_mlp, digits_cnn, byte_lm, tiny_lm, logistic, logistic_l1, least_squares, rosenbrock, mnist1d, matrix_sensing,
-             diagonal_linear_net, robust_phase_retrieval, blind_deconvolution)
+             diagonal_linear_net, absolute_regression, robust_phase_retrieval, blind_deconvolution)
     return {f.__name__.replace("_", "-"): f for f in ready} | {f"cutest-{name.lower()}": cutest(name) for name in CUTEST}
 
 

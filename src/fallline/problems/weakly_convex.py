@@ -1,5 +1,6 @@
-"""Weakly convex problems: the absolute value of a quadratic or bilinear measurement's error.
+"""Weakly convex problems: the absolute value of a linear, quadratic or bilinear measurement's error.
 
+    absolute regression      (1/m) Σ |⟨a_i, x⟩ − b_i|
     robust phase retrieval   (1/m) Σ |⟨a_i, x⟩² − b_i|
     blind deconvolution      (1/m) Σ |⟨u_i, x⟩ ⟨v_i, y⟩ − b_i|
 
@@ -21,6 +22,16 @@ from fallline.core.composite_loss import CompositeLoss
 from fallline.core.keys import Key
 from fallline.core.problem import Problem
 from fallline.core.tree import Tree
+
+
+def linear_proximal_point(x: Tensor, step: float | Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return argmin_y |⟨a, y⟩ − b| + ‖y − x‖²/(2 step) = x + t a, t = (b − ⟨a, x⟩)/‖a‖² brought into [−step, step].
+
+    Shapes are those of ``phase_proximal_point``.
+    """
+    missing, squared = b - (a * x).sum(-1), (a * a).sum(-1)
+    t, reach = torch.where(squared == 0, 0.0, missing / torch.where(squared == 0, 1.0, squared)), torch.as_tensor(step, dtype=x.dtype)
+    return x + t.clamp(-reach, reach)[..., None] * a
 
 
 def phase_proximal_point(x: Tensor, step: float | Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -78,6 +89,25 @@ def _disturbed(b: Tensor, noise: float, corrupted: float, generator: torch.Gener
     b = b + noise * torch.randn(len(b), dtype=b.dtype, generator=generator)
     wrong = torch.rand(len(b), dtype=b.dtype, generator=generator) < corrupted
     return torch.where(wrong, torch.randn(len(b), dtype=b.dtype, generator=generator) ** 2, b)
+
+
+def absolute_regression(seed: int = 0, d: int = 20, m: int = 60, noise: float = 0.0, corrupted: float = 0.0) -> Problem:
+    """(1/m) Σ |⟨a_i, x⟩ − b_i|, Gaussian a_i, b_i = ⟨a_i, x*⟩, x* and the start uniform on the unit sphere: convex, not smooth.
+
+    float64; samples of one measurement; metric ‖x − x*‖; least value 0 without noise and corruption; 60 passes. Other parameters as in
+    ``robust_phase_retrieval``.
+    """
+    generator = Key(seed).fold("absolute regression").generator()
+    rows, truth, start = torch.randn(m, d, dtype=torch.float64, generator=generator), _unit(d, generator), _unit(d, generator)
+    b = _disturbed(rows @ truth, noise, corrupted, generator)
+
+    def observer(problem: Problem, x: Tensor) -> dict[str, float]:
+        return {"value": float(problem.value(x)), "error": float((x - truth).norm())}
+
+    facts = {"solution": truth, "weak_convexity": 0.0}
+    return CompositeLoss("abs", lambda x, a, y: a @ x - y, (rows, b), start, proximal_point=linear_proximal_point,
+                         name="absolute-regression", facts=facts if noise or corrupted else {**facts, "best_value": 0.0},
+                         observer=observer, metric="error", budget=Budget(steps=60 * m))
 
 
 def phase_measurements(seed: int = 0, d: int = 20, m: int = 60, noise: float = 0.0,
