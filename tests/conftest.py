@@ -1,9 +1,13 @@
 """One thread a worker: the suite runs in two processes, and results must not depend on how sums are split."""
 
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A job in the background of a shell inherits that interrupts are ignored; Python then leaves it so, and tests of interrupts fail.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
