@@ -125,11 +125,9 @@ class GradReg(Over):
             curved = of_minimised({p: products[names[id(p)]] for p in gradients}, self.param_groups)
             return {p: g + self.gamma * curved[p] for p, g in gradients.items()}
         reach = self.eps if self.mode == "forward" else -self.eps
-        params, here = list(gradients), list(gradients.values())
-        points = torch._foreach_add(params, here, alpha=reach)
-        there = of_minimised(gradients_at(dict(zip(params, points, strict=True)), closure), self.param_groups)
-        change = torch._foreach_sub([there[p] for p in params], here)
-        return dict(zip(params, torch._foreach_add(here, change, alpha=self.gamma / reach), strict=True))
+        points = {p: p + reach * g for p, g in gradients.items()}
+        there = of_minimised(gradients_at(points, closure), self.param_groups)
+        return {p: g + self.gamma / reach * (there[p] - g) for p, g in gradients.items()}
 
 
 def effective_alpha(u: Tensor, v: Tensor) -> Tensor:
