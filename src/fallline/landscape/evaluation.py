@@ -13,6 +13,7 @@ from torch.func import functional_call
 from fallline.core import tree
 from fallline.core.constructors import Smooth
 from fallline.core.errors import MissingOracle
+from fallline.core.modules import evaluating
 from fallline.core.objective import ModelProblem, Training
 from fallline.core.problem import Problem
 from fallline.core.tree import Tree
@@ -50,13 +51,8 @@ def evaluation(problem: Problem, x: Tree | None) -> Iterator[tuple[Problem, Tree
         yield problem, point
         return
     realisation = _realisation(problem, point)
-    modes = [(module, module.training) for module in problem.model.modules()]
-    problem.model.eval()
-    try:
+    with evaluating(problem.model):
         yield realisation, point
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def checked_point(problem: Problem, x: Tree, argument: str) -> Tree:

@@ -9,13 +9,13 @@ Snapshot Ensembles, ICLR 2017, arXiv 1704.00109.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fallline.core.modules import evaluating
 from fallline.optim.schedules.base import check_count
 
 
@@ -78,7 +78,7 @@ class Snapshots:
         if not self.states:
             raise RuntimeError("there is no snapshot yet: pass this object as on_cycle_end of WarmRestarts, or call it")
         total = None
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for state in self.states:
                 output = functional_call(self.model, state, inputs, keywords)
                 prediction = output if predict is None else predict(output)
@@ -105,15 +105,3 @@ class Snapshots:
             if set(state) != own:
                 raise ValueError(f"the loaded snapshots are of another model: they differ in {sorted(own ^ set(state))}")
         self.states = [dict(state) for state in state_dict["states"]]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
