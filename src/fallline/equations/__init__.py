@@ -1,0 +1,22 @@
+"""You have Ax = b, a root or a fixed point: functions of matrices.
+
+All take batches, work on every device, and compute half precisions in float32. Which method is accurate and fast for which
+matrices is measured in `docs/matrix-functions.md`.
+"""
+
+from fallline.core.linalg import (
+    bjorck,
+    cholesky_orthonormalize,
+    inv_sqrtm,
+    inverse_pth_root,
+    inverse_root,
+    newton_schulz,
+    orthonormalize,
+    solve_lyapunov,
+    sqrtm,
+)
+
+__all__ = [
+    "bjorck", "cholesky_orthonormalize", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz", "orthonormalize",
+    "solve_lyapunov", "sqrtm",
+]
