@@ -17,12 +17,15 @@ from fallline.optim.engine import plan
 
 NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 # Rules that do not treat a complex number as a pair of real ones.
-REAL = ("lion", "lion-k", "gravity", "shampoo", "adam-8bit", "sgdm-8bit", "optimistic-amsgrad", "riemannian-adam",
-        "riemannian-adagrad")
+REAL = ("lion", "lion-k", "gravity", "shampoo", "scalable-shampoo", "distributed-shampoo", "adam-8bit", "sgdm-8bit",
+        "optimistic-amsgrad", "riemannian-adam", "riemannian-adagrad")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
 NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
+            "scalable-shampoo": {"root_every": 2, "start_step": 2, "block": 5}, "distributed-shampoo": {
+                "root_every": 2, "start_step": 2, "max_dim": 5},
+            "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
             "adam-8bit": {"min_size": 1, "block": 16}, "sgdm-8bit": {"min_size": 1, "block": 16}}
 
@@ -334,7 +337,7 @@ def test_torchs_own_rules_are_torchs(name):
 
 
 # Rules on matrices run eagerly; for the others "compile" must change the speed only.
-COMPILED = [n for n in NAMES if n not in ("shampoo", "frugal", "galore")]
+COMPILED = [n for n in NAMES if n not in ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

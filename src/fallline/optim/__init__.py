@@ -20,9 +20,11 @@ from fallline.optim.batch_sizes import GradientMoments, coordinate_test, inner_p
 from fallline.optim.composite import CompositeSMD
 from fallline.optim.conditioning import ConditionReport, condition, condition_report, equilibrate, remove_conditioning
 from fallline.optim.diffgrad import DiffGrad
+from fallline.optim.distributed_shampoo import DistributedShampoo
 from fallline.optim.dog import DoG, LDoG, TDoG
 from fallline.optim.energy import AEGD, AEPG
 from fallline.optim.engine import BFloat16, Blockwise8bit, Direction, Move, Optimizer, StepSize, Storage, like, reduce, roles
+from fallline.optim.engine.codebook import QuantizedBlocks, quantize_blockwise
 from fallline.optim.engine.quantized import Quantized
 from fallline.optim.exadam import EXAdam
 from fallline.optim.frugal import Frugal, GaLore
@@ -41,6 +43,7 @@ from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
+from fallline.optim.scalable_shampoo import ScalableShampoo
 from fallline.optim.schedules import (
     GradNormRecorder,
     LastIterate,
@@ -55,6 +58,7 @@ from fallline.optim.schedules import (
 )
 from fallline.optim.sgd_sai import GSNRReport, SGDSaI, gsnr_report
 from fallline.optim.shampoo import Shampoo
+from fallline.optim.shampoo_4bit import Shampoo4bit
 from fallline.optim.smb import SMB
 from fallline.optim.sophia import Sophia
 from fallline.optim.sso import SSO
@@ -68,15 +72,15 @@ __all__ = [
     "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix",
     "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
     "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
-    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness",
-    "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG",
-    "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx", "Optimizer",
-    "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam", "Risk",
-    "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding", "StepSize",
-    "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy", "WithStepSize", "XGrad",
-    "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
-    "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta", "estimate_growth", "extrapolate",
-    "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test", "last_iterate_bound", "like",
-    "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients", "reduce", "refine",
-    "remove_conditioning", "risk_report", "roles",
+    "Direction", "DistanceOverGradients", "DistributedShampoo", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore",
+    "GeneralizedSmoothness", "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity",
+    "Growth", "LDoG", "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx",
+    "Optimizer", "PolynomialAverage", "ProxyProx", "Quantized", "QuantizedBlocks", "RMSPropGS", "RMSprop", "RiemannianAdagrad",
+    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "ScalableShampoo", "Schedule", "Shampoo", "Shampoo4bit",
+    "Snapshots", "Sophia", "StableEmbedding", "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG",
+    "WarmRestarts", "WithProxy", "WithStepSize", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters",
+    "condition", "condition_report", "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta",
+    "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test",
+    "last_iterate_bound", "like", "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients",
+    "quantize_blockwise", "reduce", "refine", "remove_conditioning", "risk_report", "roles",
 ]

@@ -10,16 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack, cast
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 from torch import Tensor
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
-from fallline.optim.directions.shampoo import KroneckerRoots
+from fallline.optim.directions.kronecker.factors import Clamped, Diagonal, Full
+from fallline.optim.directions.kronecker.grafting import Grafted
+from fallline.optim.directions.kronecker.preconditioner import Kronecker
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Direction
+
+
+def _momentum(group: Mapping[str, Any]) -> float:
+    return float(group["momentum"])
 
 
 @register("shampoo")
@@ -43,26 +49,34 @@ class Shampoo(Optimizer):
         A mode longer than this keeps only the diagonal of H_i (for vectors, diagonal AdaGrad).
     weight_decay : float, default 0
         Added to the gradient.
+    exponent : {"quarter", "half"}, default "quarter"
+        −1/2k for every mode, a quarter for matrices, as the paper has it; or −1/2 with a factor √tr L in front, U = √tr L · L^{−1/2} G
+        R^{−1/2}: the inverse root of Shampoo², which is nearly the Kronecker product nearest to the full matrix (Morwani et al.,
+        arXiv 2406.17748). For tensors of order k the factor is (tr H_1)^{(k−1)/2}.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 1.0)}
 
     def __init__(self, params: Any, lr: float = 0.1, eps: float = 1e-4, momentum: float = 0.0, root_every: int = 1,
-                 max_dim: int = 1024, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
+                 max_dim: int = 1024, weight_decay: float = 0.0, exponent: Literal["quarter", "half"] = "quarter",
+                 **options: Unpack[EngineOptions]) -> None:
         check("root_every", root_every)
         if not 0 < eps < math.inf:
             raise ValueError(f"eps must be a finite number > 0 (the preconditioners start at eps · I), got {eps}")
         if isinstance(max_dim, bool) or not isinstance(max_dim, int) or max_dim < 1:
             raise ValueError(f"max_dim must be a whole number of at least 1, got {max_dim!r}; 1024 is typical")
-        direction = KroneckerRoots(eps, root_every, max_dim)
-        super().__init__(params, direction, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}, **options)
+        if exponent not in ("quarter", "half"):
+            raise ValueError(f"exponent must be 'quarter' (−1/2k for every mode) or 'half' (−1/2, Shampoo²), got {exponent!r}")
+        roots = Kronecker(Full(Clamped(eps), eps), Diagonal(eps), max_dim, root_every, half=exponent == "half")
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, Grafted(roots, momentum=_momentum), defaults, **options)
 
     def _forget(self) -> None:
         super()._forget()
         self._buffered: list[bool] = []
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        return replace(cast(KroneckerRoots, self.direction), momentum=float(group["momentum"]) > 0)
+        return replace(cast(Grafted, self.direction), momentum=_momentum if float(group["momentum"]) > 0 else None)
 
     def before_step(self) -> None:
         buffered = [float(group["momentum"]) > 0 for group in self.param_groups]

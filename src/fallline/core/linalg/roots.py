@@ -10,8 +10,8 @@ By the coupled Newton iteration, matrix products only, of the damped A':
     z = (1 + p) / (2 ‖A'‖_F),  M ← z A',  X ← z^(1/p) I;
     T = ((p + 1) I − M) / p,  X ← X T,  M ← T^p M;        M → I,  X → A'^(-1/p)
 
-M = X^p A' throughout in exact arithmetic. Rounding breaks that once the iteration is done or A' is too ill-conditioned, and max |M − I|
-rises: that matrix of the batch then keeps the X before the rise.
+M = X^p A' throughout in exact arithmetic, in which ‖M − I‖_F never rises, where the largest entry may. Rounding breaks that once the
+iteration is done or A' is too ill-conditioned: that matrix of the batch then keeps the X before the rise.
 
 Sources: G. H. Golub and C. F. Van Loan, *Matrix Computations*, 4th edition, chapter 8; C.-H. Guo and N. J. Higham, A Schur-Newton
 method for the matrix pth root and its inverse, SIAM J. Matrix Anal. Appl. 28 (2006); the damping and the guard: Anil, Gupta, Koren,
@@ -79,7 +79,7 @@ def inverse_pth_root(A: Tensor, p: float, method: Literal["newton", "eigh"] = "n
     p : int, or float if by eigenvalues
         The root, > 0: 1 gives the inverse, 4 the inverse fourth root.
     method : {"newton", "eigh"}
-        The coupled Newton iteration, stopped for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when that error
+        The coupled Newton iteration, stopped for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when ‖M − I‖_F
         rises 1.2-fold, which keeps the iterate before; or the eigendecomposition.
     ridge : float, default 1e-6
         Damping >= 0 in units of the largest eigenvalue, for Newton by at most 100 power iterations.
@@ -137,20 +137,20 @@ def _newton(A: Tensor, p: int, ridge: float) -> tuple[Tensor, Tensor]:
     A = A + ridge * _largest_eigenvalue(A)[..., None, None] * identity
     z = (1 + p) / (2 * torch.linalg.matrix_norm(A, keepdim=True))
     M, X = z * A, z.pow(1 / p) * identity
-    error = _distance(M, identity)
-    running = error > TOLERANCE
+    length = torch.linalg.matrix_norm(M - identity)
+    running = _distance(M, identity) > TOLERANCE
     for iteration in range(ITERATIONS):
         if _looks(A, iteration) and not running.any():
             break
         T = ((p + 1) * identity - M) / p
         M_new = torch.linalg.matrix_power(T, p) @ M
-        error_new = _distance(M_new, identity)
-        running = running & (error_new <= RISE * error)  # also false where it is NaN
+        length_new = torch.linalg.matrix_norm(M_new - identity)
+        running = running & (length_new <= RISE * length)  # also false where it is NaN
         takes = running[..., None, None]
         X, M = torch.where(takes, X @ T, X), torch.where(takes, M_new, M)
-        error = torch.where(running, error_new, error)
-        running = running & (error > TOLERANCE)
-    return symmetric(X), error <= FAILED
+        length = torch.where(running, length_new, length)
+        running = running & (_distance(M, identity) > TOLERANCE)
+    return symmetric(X), _distance(M, identity) <= FAILED
 
 
 def _distance(M: Tensor, identity: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def check_group(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
 
 def check_values(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
     """Refuse illegal hyperparameters of a complete group."""
-    hyperparameters.check_group(values, optimizer.lengths, optimizer.optional)
+    hyperparameters.check_group(values, optimizer.lengths, optimizer.optional, optimizer.closed)
     for name, remedy in optimizer.positive.items():
         hyperparameters.check_positive(name, values[name], remedy)
 

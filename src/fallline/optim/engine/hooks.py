@@ -11,6 +11,7 @@ from . import hyperparameters
 from .parts import Direction, Move, View
 from .plan import Sentence
 from .storage import Storage
+from .units import Unit
 
 
 class First(NamedTuple):
@@ -24,7 +25,7 @@ class Hooks:
     """Facts about a rule, and functions that the engine calls in a step.
 
     In this order: ``before_step``, ``evaluate``, the parts and the numbers (``measure``) of parameters that are new, ``estimate``,
-    ``share``.
+    ``share``; after the directions, ``exchange``.
     """
 
     direction: Direction
@@ -35,6 +36,8 @@ class Hooks:
     """What is worth tuning, with ranges."""
     positive: ClassVar[Mapping[str, str]] = {}
     """Hyperparameters that may not be 0 in this rule, with the reason and what is typical."""
+    closed: ClassVar[Mapping[str, int]] = {}
+    """Of hyperparameters that are several fractions, the one that may be 1 as well."""
     derivatives: ClassVar[int] = 1
     """The highest derivatives it asks for: 1, gradients; 2, curvature."""
     reevaluations: ClassVar[Mapping[str, str]] = {}
@@ -85,6 +88,10 @@ class Hooks:
     def share(self, views: Sequence[View], loss: Any) -> dict[str, Any]:
         """Coefficients that depend on all gradients and states at once; the same for all parameters."""
         return {}
+
+    def exchange(self, found: Sequence[tuple[Unit, Tensor]]) -> None:
+        """Complete the directions of all units, in place, by what other processes have computed."""
+        raise NotImplementedError
 
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
         """Ask a realisation for an extra oracle at step ``t``, for every parameter; rules with a ``probe`` implement it."""

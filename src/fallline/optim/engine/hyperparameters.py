@@ -95,19 +95,30 @@ def check_nonnegative(name: str, value: Any, remedy: str) -> None:
     _check(_nonnegative(remedy), name, value)
 
 
+def check_count(name: str, value: Any, remedy: str) -> None:
+    """Raise ``ValueError`` unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; {remedy}")
+
+
 def check_finite(name: str, value: Any, meaning: str) -> None:
     """Raise ``ValueError`` unless the value is a finite number."""
     _check(Check(math.isfinite, f"a finite number, {meaning}, got {{}}"), name, value)
 
 
-def check_group(group: Mapping[str, Any], lengths: Mapping[str, int], optional: Container[str] = ()) -> None:
+def check_group(group: Mapping[str, Any], lengths: Mapping[str, int], optional: Container[str] = (),
+                closed: Mapping[str, int] | None = None) -> None:
     """Check every hyperparameter of a parameter group that has a check.
 
-    ``lengths`` says which are several numbers, and how many; ``optional`` which may be None.
+    ``lengths`` says which are several numbers, and how many; ``optional`` which may be None; ``closed`` which of several numbers may
+    be 1 where others may not.
     """
     for name, value in group.items():
         if value is None and name in optional:
             continue
+        at = (closed or {}).get(name)
+        if at is not None and isinstance(value, tuple | list) and len(value) > at and value[at] == 1:
+            value = (*value[:at], 0.0, *value[at + 1:])
         several = isinstance(value, tuple | list)
         if name in lengths and not (several and len(value) == lengths[name]):
             raise ValueError(f"{name} must be {lengths[name]} numbers, got {value!r}")

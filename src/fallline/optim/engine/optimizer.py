@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fallline.core.errors import NonFiniteError
 
-from . import door, functional, oracles, two_pass
+from . import door, exchange, functional, oracles, two_pass
 from .alarms import Alarms, all_finite
 from .compiling import compiled, compiles, packed, run_compiled
 from .door import EngineOptions
@@ -186,6 +186,8 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         if self.sentence.step_size is not None:
             gradients = {id(u): u.pack(_gradients(u)) for b in buckets for u in b.units}
             return two_pass.step(self.sentence.step_size, buckets, values, gradients, self._scalars, loss, closure, self.compile)
+        if self.has("exchange"):
+            return exchange.step(self.exchange, buckets, values)
         found: list[tuple[Tensor, Unit]] = []
         for bucket, numbers in zip(buckets, values, strict=True):
             for unit in bucket.units:

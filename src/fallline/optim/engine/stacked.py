@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +74,23 @@ class StackedUnit(Unit):
     def plain_state(self, i: int, value: Tensor, declared: State) -> Tensor:
         return value.reshape(self._shape(declared))
 
+    def fill(self, i: int, name: str, declared: State, codec: Codec, views: tuple[Tensor, ...], state: Mapping[str, Any]) -> None:
+        if declared.labels is not None and int(state.get("step", 0)):
+            state = {name: self._joined(i, name, declared.labels, state)}
+        super().fill(i, name, declared, codec, views, state)
+
+    def _joined(self, i: int, name: str, labels: Sequence[str], state: Mapping[str, Any]) -> Tensor:
+        missing = [label for label in labels if f"{name}.{label}" not in state]
+        if missing:
+            raise ValueError(
+                f"the loaded state has no {name + '.' + missing[0]!r} for the parameter with shape {tuple(self.params[i].shape)}: it "
+                "is that of another process. Save and load with torch.distributed.checkpoint, which gives every process its own part")
+        return torch.stack([state[f"{name}.{label}"] for label in labels])
+
     def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        declared = next(state for entry, state, _ in self.entries if entry == name)
+        if declared.labels is not None:
+            return {f"{name}.{label}": part for label, part in zip(declared.labels, buffers[0][i], strict=True)}
         return {name: buffers[0][i]}
 
 

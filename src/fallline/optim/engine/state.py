@@ -39,12 +39,16 @@ class State:
         Whether the entry never is negative, so that a quantising storage may spend no code on signs.
     initial : float, "parameter" or callable
         The starting value: a constant, the parameter itself, or a function of it and its position in the optimizer.
+    labels : tuple of str, optional
+        Names of the parts along the first axis, for entries whose parts come and go one by one (from process to process): the
+        optimizer's state shows each as ``name.label``. Matrix scope only.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     nonnegative: bool = False
     initial: Initial = field(default=0.0, compare=False)
+    labels: tuple[str, ...] | None = None
 
     @property
     def is_number(self) -> bool:

@@ -1,0 +1,86 @@
+"""Which process owns which part of a parameter, and how the parts come together.
+
+Parts are dealt from the largest to the smallest, each to the process that has fewest numbers so far; the first one where several have.
+All processes deal alike. A later group is dealt on top of what there is, so that nothing that has state moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+class Placement:
+    """Parts and owners over a process group.
+
+    Parameters
+    ----------
+    group : ProcessGroup, optional
+        All processes by default, or this one where ``torch.distributed`` is not initialised.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        if group is not None and not hasattr(group, "rank"):
+            raise TypeError(f"process_group must be a torch.distributed process group, got {type(group).__name__}")
+        self._name = None if group is None else group.group_name
+        self.loads = [0] * self.world
+        self.owners: list[list[int]] = []
+        """Of every part of every parameter, in the order of the optimizer."""
+
+    @property
+    def group(self) -> Any:
+        """The process group; None means all processes."""
+        return None if self._name is None else distributed.distributed_c10d._resolve_process_group(self._name)
+
+    @property
+    def world(self) -> int:
+        """How many processes."""
+        return distributed.get_world_size(self.group) if distributed.is_initialized() else 1
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return distributed.get_rank(self.group) if distributed.is_initialized() else 0
+
+    def deal(self, sizes: Sequence[Sequence[int]]) -> None:
+        """Give the parts of further parameters, of so many numbers each, to owners."""
+        parts = [(n, i, j) for i, own in enumerate(sizes, len(self.owners)) for j, n in enumerate(own)]
+        self.owners += [[0] * len(own) for own in sizes]
+        for n, i, j in sorted(parts, key=lambda part: -part[0]):  # stable: equal sizes stay in the order of the parameters
+            owner = self.loads.index(min(self.loads))
+            self.loads[owner] += n
+            self.owners[i][j] = owner
+
+    def owned(self, i: int) -> tuple[int, ...]:
+        """The parts of parameter ``i`` that this process owns."""
+        rank = self.rank
+        return tuple(j for j, owner in enumerate(self.owners[i]) if owner == rank)
+
+    def gather(self, parts: Mapping[int, list[Tensor]], dtype: torch.dtype | None) -> None:
+        """Replace the parts of parameters that belong to other processes by what these have, sent in ``dtype``.
+
+        One collective for every dtype, of which every process sends as much as the one with most: all take part, also without a part.
+        """
+        kinds: dict[torch.dtype, list[tuple[int, int]]] = {}
+        for i, own in parts.items():
+            for j, part in enumerate(own):
+                kinds.setdefault(dtype or part.dtype, []).append((i, j))
+        for kind, places in kinds.items():
+            self._gather(parts, places, kind)
+
+    def _gather(self, parts: Mapping[int, list[Tensor]], places: list[tuple[int, int]], dtype: torch.dtype) -> None:
+        by_owner: list[list[tuple[int, int]]] = [[] for _ in range(self.world)]
+        for i, j in places:
+            by_owner[self.owners[i][j]].append((i, j))
+        sizes = [[parts[i][j].numel() for i, j in own] for own in by_owner]
+        length, some = max(map(sum, sizes)), parts[places[0][0]][places[0][1]]
+        mine = [parts[i][j].to(dtype) for i, j in by_owner[self.rank]]
+        sent = torch.cat([*mine, torch.zeros(length - sum(sizes[self.rank]), dtype=dtype, device=some.device)])
+        received = torch.empty(self.world, length, dtype=dtype, device=some.device)
+        distributed.all_gather(list(received.unbind()), sent, group=self.group)
+        for own, lengths, row in zip(by_owner, sizes, received, strict=True):
+            for (i, j), part in zip(own, row[: sum(lengths)].split(lengths) if lengths else (), strict=True):
+                parts[i][j] = part.to(parts[i][j].dtype)
