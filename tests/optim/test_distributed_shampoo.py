@@ -165,7 +165,8 @@ def test_two_data_parallel_processes_share_the_work_and_the_state(two, name):
     runs = [run[name] for run in two]
     close(model, runs, 5e-3 if name == "half" else 1e-10)
     width = 2 if name == "half" else 8
-    assert all(run["sent"] == width * sum(p.numel() for p in model.parameters()) for run in runs)
+    whole_bytes = width * sum(p.numel() for p in model.parameters())
+    assert all(whole_bytes <= run["sent"] <= 1.1 * whole_bytes for run in runs)
     assert sum(run["bytes"] for run in runs) == state_bytes(optimizer)
     assert max(run["bytes"] for run in runs) <= 0.6 * state_bytes(optimizer)
 

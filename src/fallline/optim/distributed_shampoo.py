@@ -135,9 +135,8 @@ class DistributedShampoo(Optimizer):
 
     @property
     def gathered_bytes(self) -> int:
-        """What the processes together send in a step for the directions of all parameters, each number once."""
-        kinds = {p: self.gather_dtype or p.dtype for group in self.param_groups for p in group["params"]}
-        return 0 if self.placement.world == 1 else sum(p.numel() * kind.itemsize for p, kind in kinds.items())
+        """What every process received in the last step: one direction of every parameter, and padding. 0 with one process."""
+        return self.placement.gathered_bytes
 
     def update(self, *arguments: Any, **options: Any) -> Any:
         """The pure form, in one process only: of several, each has a part of the state."""

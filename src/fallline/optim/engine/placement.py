@@ -29,6 +29,8 @@ class Placement:
         self.loads = [0] * self.world
         self.owners: list[list[int]] = []
         """Of every part of every parameter, in the order of the optimizer."""
+        self.gathered_bytes = 0
+        """What every process received in the last gathering, its own parts and padding included."""
 
     @property
     def group(self) -> Any:
@@ -68,6 +70,7 @@ class Placement:
         for i, own in parts.items():
             for j, part in enumerate(own):
                 kinds.setdefault(dtype or part.dtype, []).append((i, j))
+        self.gathered_bytes = 0
         for kind, places in kinds.items():
             self._gather(parts, places, kind)
 
@@ -81,6 +84,7 @@ class Placement:
         sent = torch.cat([*mine, torch.zeros(length - sum(sizes[self.rank]), dtype=dtype, device=some.device)])
         received = torch.empty(self.world, length, dtype=dtype, device=some.device)
         distributed.all_gather(list(received.unbind()), sent, group=self.group)
+        self.gathered_bytes += received.nbytes
         for own, lengths, row in zip(by_owner, sizes, received, strict=True):
             for (i, j), part in zip(own, row[: sum(lengths)].split(lengths) if lengths else (), strict=True):
                 parts[i][j] = part.to(parts[i][j].dtype)
