@@ -48,7 +48,7 @@ def roots(scale: Scale, seed: int) -> Evidence:
                     notes=[f"{n} eigenvalues from 1 to 1e-6 in a random basis, in float64, ρ = 1e-6."])
 
 
-@claim("at gradient descent's learning rate it takes at most 0.3 of its steps, and with roots every 50, late or not, at most twice that")
+@claim("at gradient descent's learning rate it takes at most 0.3 of its steps; with roots every 50, late or not, at most twice that")
 def steps(scale: Scale, seed: int) -> Evidence:
     n = 16 if scale is Scale.QUICK else 128
     counts: dict[str, list[float]] = {"gradient descent": [], "every step": [], "every 50": [], "every 50, late": []}
