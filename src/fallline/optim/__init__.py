@@ -4,6 +4,7 @@ A rule is a sentence ``move(p, −step_size · direction(gradient))`` with its s
 quantises and shards it.
 """
 
+from fallline.core.fisher_window import FisherWindow, StaticFisher
 from fallline.optim.accelerated import AcceleratedSGD, StochasticAGD
 from fallline.optim.acceleration import AccelerationAdvice, Growth, acceleration_advice, estimate_growth
 from fallline.optim.adabelief import AdaBelief
@@ -32,6 +33,7 @@ from fallline.optim.gradient_regularization import GradReg, effective_alpha
 from fallline.optim.gravity import Gravity
 from fallline.optim.lion import Lion, lion_from_adamw
 from fallline.optim.lion_k import LionK, constraint_violation, lion_lyapunov
+from fallline.optim.m_fac import MFAC
 from fallline.optim.mars import MARS
 from fallline.optim.noise import GradientNoise, GradientNoiseReport, add_annealed_noise, gradient_noise_report
 from fallline.optim.oasis import OASIS
@@ -65,18 +67,18 @@ from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix",
-    "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
+    "AEGD", "AEPG", "MARS", "MFAC", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice",
+    "AdEMAMix", "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
     "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
-    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness",
-    "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG",
-    "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx", "Optimizer",
-    "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam", "Risk",
-    "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding", "StepSize",
-    "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy", "WithStepSize", "XGrad",
-    "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
-    "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta", "estimate_growth", "extrapolate",
-    "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test", "last_iterate_bound", "like",
-    "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients", "reduce", "refine",
-    "remove_conditioning", "risk_report", "roles",
+    "Direction", "DistanceOverGradients", "DoG", "EXAdam", "FisherWindow", "Frugal", "GSNRReport", "GaLore",
+    "GeneralizedSmoothness", "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity",
+    "Growth", "LDoG", "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad",
+    "OptEx", "Optimizer", "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad",
+    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding",
+    "StaticFisher", "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy",
+    "WithStepSize", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition",
+    "condition_report", "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta",
+    "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test",
+    "last_iterate_bound", "like", "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients",
+    "reduce", "refine", "remove_conditioning", "risk_report", "roles",
 ]
