@@ -18,7 +18,9 @@ from fallline.optim.engine import plan
 NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 # Rules that do not treat a complex number as a pair of real ones.
 REAL = ("lion", "lion-k", "gravity", "shampoo", "scalable-shampoo", "distributed-shampoo", "adam-8bit", "sgdm-8bit",
-        "optimistic-amsgrad", "riemannian-adam", "riemannian-adagrad")
+        "optimistic-amsgrad", "riemannian-adam", "riemannian-adagrad", "m-fac")
+# Rules that see a group as one vector: it has one step count, its own products in float64, and what is not finite is everywhere.
+JOINT = ("m-fac",)
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
 NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
@@ -154,7 +156,7 @@ def test_missing_gradients_scalars_empty_and_tied_tensors(name):
         resting.grad = torch.ones(2, 2) if t == 2 else None
         optimizer.step()
     assert scalar < 2.0 and (matrix < 1).all()
-    assert optimizer.state[resting].get("step", 1) == 1 and (resting <= 1).all()
+    assert optimizer.state[resting].get("step", 1) == (4 if name in JOINT else 1) and (resting <= 1).all()
     assert resting not in optimizer.state or optimizer.state[matrix]["step"] == 4
 
 
@@ -203,11 +205,11 @@ def test_half_precision_parameters_keep_their_dtype(name, dtype):
     train(model, optimizer, 2, dtype=dtype)
     assert all(p.dtype is dtype and torch.isfinite(p).all() for p in model.parameters())
     state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    assert all(v.dtype is torch.float32 for v in state)
+    assert all(v.dtype is torch.float32 or (name in JOINT and v.dtype is torch.float64) for v in state)
     restored = make(name, network(dtype).parameters())
     restored.load_state_dict(optimizer.state_dict())
     kept = [v for s in restored.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    assert all(v.dtype in (torch.float32, torch.uint8, torch.int64) for v in kept)
+    assert all(v.dtype in (torch.float32, torch.uint8, torch.int64) or (name in JOINT and v.dtype is torch.float64) for v in kept)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])
@@ -268,7 +270,7 @@ def test_a_nan_gradient_raises_or_is_skipped(name):
     strict.step()
     gradients(0.5)
     # A step size that sees all parameters: one NaN is everyone's.
-    culprit = "good" if name in ("dog", "adagrad-norm") else "bad"
+    culprit = "good" if name in ("dog", "adagrad-norm", *JOINT) else "bad"
     with pytest.raises(NonFiniteError, match=rf"'{culprit}'.*nonfinite=\"skip\""):
         strict.step()
 
@@ -336,8 +338,9 @@ def test_torchs_own_rules_are_torchs(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-# Rules on matrices run eagerly; for the others "compile" must change the speed only.
-COMPILED = [n for n in NAMES if n not in ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore")]
+# Rules on matrices and whole groups run eagerly; for the others "compile" must change the speed only.
+MATRICES = ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore")
+COMPILED = [n for n in NAMES if n not in (*MATRICES, *JOINT)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

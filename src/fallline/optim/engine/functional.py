@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fallline.core.errors import MissingOracle
 
+from . import door
 from .hooks import First
+from .joint import Joined, Owned, entries_of
 from .kernels import Kernel
 from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
@@ -18,7 +20,7 @@ from .reduction import batched, reducing, whole
 from .signature import hyperparameters
 from .state import working_dtype
 from .statistics import how, of_direction
-from .storage import Codec
+from .storage import Codec, Storage
 from .two_pass import multiplied
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class _Item:
         seen = self.p if self.view is None else self.p[0]
         self.declared = optimizer.sentence.declare(self.direction, seen)
         codecs = tuple((name, Codec(declared.dtype or self.dtype)) for name, declared in self.declared.items())
+        if self.direction.scope == "joint":
+            codecs = tuple((name, codec) for name, _, codec in entries_of(self.declared, Storage(), self.p))
         decay = group.get("weight_decay", 0.0)
         decays = self.direction.brings_decay or bool(decay) or (isinstance(decay, Tensor) and decay.requires_grad)
         parts = optimizer.sentence
@@ -88,30 +92,40 @@ class _Item:
         return {**old, **values, "step": self.step}
 
 
-def _items(
-    optimizer: Optimizer, params: Sequence[Tensor], states: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
-) -> list[_Item]:
+def _owned(optimizer: Optimizer, count: int) -> list[Owned]:
+    """The optimizer's parameters with their groups and directions, which must be ``count``."""
+    owned: list[Owned] = [(own, group, optimizer.direction_for(own, group)) for group in optimizer.param_groups
+                          for own in group["params"]]
+    if len(owned) != count:
+        raise ValueError(f"the optimizer has {len(owned)} parameters, but update() was given {count}")
+    for index, (own, _, direction) in enumerate(owned):
+        if direction.scope == "joint":
+            door.check_parameter(optimizer, index, own, direction)
+    return owned
+
+
+def _items(optimizer: Optimizer, owned: Sequence[Owned], joined: Joined, overrides: Mapping[str, Any]) -> list[_Item]:
     for name in overrides:
         if name not in optimizer.defaults:
             raise ValueError(f"unknown hyperparameter {name!r}; known: {', '.join(optimizer.defaults)}")
-    owned = [(own, group) for group in optimizer.param_groups for own in group["params"]]
-    if len(owned) != len(params):
-        raise ValueError(f"the optimizer has {len(owned)} parameters, but update() was given {len(params)}")
-    return [
-        _Item(optimizer, i, p, own, {**group, **overrides}, state)
-        for i, (p, (own, group), state) in enumerate(zip(params, owned, states, strict=True))
-    ]
+    items = []
+    for (index, *_), p in zip(joined.items, joined.points(), strict=True):
+        own, group, _ = owned[index]
+        items.append(_Item(optimizer, index, p, own, {**group, **overrides}, joined.states[index]))
+    return items
 
 
 def init(optimizer: Optimizer, params: Sequence[Tensor]) -> States:
     """The states before the first step."""
     rule = optimizer.sentence.step_size
     numbers = rule.scalars() if rule is not None else {}
-    states = []
-    for item in _items(optimizer, params, [{}] * len(params), {}):
+    owned = _owned(optimizer, len(params))
+    joined = Joined(owned, params, [own.requires_grad for own, *_ in owned], [{"step": 0}] * len(params))
+    items, states = _items(optimizer, owned, joined, {}), []
+    for item in items:
         scalars = {n: torch.tensor(x, dtype=item.dtype, device=item.p.device) for n, x in numbers.items()}
         states.append(item.started() | scalars)
-    return states
+    return joined.apart(joined.points(), states, [item.declared for item in items])[1]
 
 
 def update(
@@ -123,7 +137,22 @@ def update(
     overrides: Mapping[str, Any],
 ) -> tuple[list[Tensor], States]:
     """See :meth:`Optimizer.update`."""
-    items = _items(optimizer, params, states, overrides)
+    owned = _owned(optimizer, len(params))
+    joined = Joined(owned, params, [g is not None for g in gradients], states)
+    items = _items(optimizer, owned, joined, overrides)
+    points, found = joined.points(), joined.gradients(gradients)
+    taken = _step(optimizer, items, points, found, [joined.state(k, item.declared) for k, item in enumerate(items)], loss)
+    return joined.apart(*taken, [item.declared for item in items])
+
+
+def _step(
+    optimizer: Optimizer,
+    items: list[_Item],
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    states: Sequence[Mapping[str, Any]],
+    loss: Any,
+) -> tuple[list[Tensor], States]:
     moving = [i for i, g in enumerate(gradients) if g is not None]
     for i in moving:
         items[i].refuse_probe(type(optimizer).__name__)

@@ -87,3 +87,9 @@ def flat_as(t: Tensor, p: Tensor) -> Tensor:
 def numel(shape: tuple[int, ...]) -> int:
     """The number of elements."""
     return math.prod(shape)
+
+
+def full(t: Tensor) -> Tensor:
+    """``t`` detached; of a DTensor, all of it."""
+    t = t.detach()
+    return cast(Any, t).full_tensor() if is_sharded(t) else t

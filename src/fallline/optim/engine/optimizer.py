@@ -21,6 +21,7 @@ from .alarms import Alarms, all_finite
 from .compiling import compiled, compiles, packed, run_compiled
 from .door import EngineOptions
 from .hooks import First, Hooks
+from .joint import belongs, has_begun
 from .kernels import run_eagerly
 from .layout import local
 from .loading import load_state
@@ -211,7 +212,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
             alarm = run_compiled(function, packed(bucket, values, p), p, g, unit.pieces)
         else:
             c = Coefficients(values)
-            if not elementwise:
+            if direction.scope == "matrix":
                 c.indices = unit.indices
             chunked = elementwise and not direction.reduces
             with reducing(bucket.reduction(unit)) if direction.reduces else nullcontext():
@@ -243,18 +244,20 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         return signature(self.param_groups, self.defaults)
 
     def _make_plan(self) -> Plan:
-        members, active, idle, index = [], [], [], 0
+        members: list[Member] = []
+        active: list[Tensor] = []
+        idle: list[Tensor] = []
+        index = 0
         for group in self.param_groups:
+            begun = has_begun(self.state.get(p, {}) for p in group["params"])
             for p in group["params"]:
-                if p.grad is None:
-                    idle.append(p)
-                else:
-                    direction = self.direction_for(p, group)
+                direction, rests = self.direction_for(p, group), p.grad is None
+                (idle if rests else active).append(p)
+                if not rests or (direction.scope == "joint" and belongs(p, False, self.state.get(p, {}), begun)):
                     door.check_parameter(self, index, p, direction)
-                    members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group)))
-                    active.append(p)
+                    members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group), rests))
                 index += 1
-        new = [m for m in members if not self.state.get(m.param)] if self.has("measure") else []
+        new = [m for m in members if not (m.rests or self.state.get(m.param))] if self.has("measure") else []
         if new:
             firsts = [First(gradient_of(m.param), m.group) for m in new]
             if self.nonfinite == "skip" and not all_finite([local(g) for g, _ in firsts if g.numel()], []):

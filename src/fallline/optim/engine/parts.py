@@ -50,13 +50,14 @@ class Direction:
 
     ``scope`` says which tensors the rule receives. ``"elementwise"``: flat pieces of any length, cut and packed as
     the engine likes. ``"matrix"``: all tensors of one shape stacked to ``(B, *view(shape))``; such rules run eagerly,
-    so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer.
+    so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer. ``"joint"``: all
+    parameters of a group as one vector ``(n,)``, for rules that must see them together; see :mod:`.joint`. They run eagerly as well.
     ``reduces=True`` marks an elementwise rule that calls :func:`reduce` and must therefore see whole tensors.
     ``brings_decay=True`` marks one whose coefficients contain a ``weight_decay`` of its own, ``uses_rate=True`` one that multiplies by
     ``lr`` itself, so that no step size can do it afterwards.
     """
 
-    scope: ClassVar[Literal["elementwise", "matrix"]] = "elementwise"
+    scope: ClassVar[Literal["elementwise", "matrix", "joint"]] = "elementwise"
     supports_complex: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
     is_gradient: ClassVar[bool] = False

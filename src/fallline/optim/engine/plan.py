@@ -1,7 +1,8 @@
 """The plan of a step: which parameters share a kernel call.
 
 Parameters share a bucket when they have the same hyperparameters, rule, state layout, dtype, device, sharding and step
-count. Within a bucket, small tensors share one packed unit, matrices of one shape one stack.
+count. Within a bucket, small tensors share one packed unit, matrices of one shape one stack. The vector of a joint rule has a bucket of
+its own for every group, whatever the hyperparameters.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .joint import JointUnit, entries_of, steps_taken, vector_like
 from .kernels import Kernel
 from .layout import is_dense, is_sharded, local, sharding
 from .packed import PackedUnit
@@ -123,7 +125,10 @@ gradient_of: Callable[[Tensor], Any] = attrgetter("grad")
 
 @dataclass(frozen=True)
 class Member:
-    """A parameter that takes the step: its position in the optimizer, its group, and the parts that may be its own."""
+    """A parameter that takes the step: its position in the optimizer, its group, and the parts that may be its own.
+
+    One that ``rests`` has no gradient, and is there because it is part of its group's vector.
+    """
 
     index: int
     param: Tensor
@@ -131,9 +136,10 @@ class Member:
     direction: Direction
     move: Move
     storage: Storage
+    rests: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Placed(Member):
     entries: Entries
     view: tuple[int, ...] | None
@@ -172,16 +178,17 @@ def build(
     ``hyperparameters`` maps ``id(group)`` to a hashable.
     """
     sorted_: dict[tuple[Any, ...], list[_Placed]] = {}
+    vectors: dict[tuple[int, Direction], list[Member]] = {}
     for given in members:
+        if given.direction.scope == "joint":
+            vectors.setdefault((id(given.group), given.direction), []).append(given)
+            continue
         member = _place(given, sentence, int(state[given.param].get("step", 0)))
         sorted_.setdefault(member.key(hyperparameters[id(given.group)]), []).append(member)
     buckets = []
     for found in sorted_.values():
         first = found[0]
-        codecs = tuple((name, codec) for name, _, codec in first.entries)
-        decays = first.direction.brings_decay or bool(first.group.get("weight_decay", 0.0))
-        kernel = Kernel(first.direction, first.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch)
-        bucket = Bucket(first.group, first.direction, kernel, first.step)
+        bucket = Bucket(first.group, first.direction, _kernel(first, first.entries, sentence, watch), first.step)
         placed = sharding(first.param)
         if placed:
             bucket.mesh = placed[0]
@@ -190,7 +197,25 @@ def build(
         for unit_members in _units(found):
             _add_unit(bucket, unit_members, state)
         buckets.append(bucket)
-    return buckets
+    return buckets + [_vector(found, sentence, state, watch) for found in vectors.values() if not all(m.rests for m in found)]
+
+
+def _kernel(first: Member, entries: Entries, sentence: Sentence, watch: bool) -> Kernel:
+    codecs = tuple((name, codec) for name, _, codec in entries)
+    decays = first.direction.brings_decay or bool(first.group.get("weight_decay", 0.0))
+    return Kernel(first.direction, first.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch)
+
+
+def _vector(members: list[Member], sentence: Sentence, state: MutableMapping[Tensor, dict[str, Any]], watch: bool) -> Bucket:
+    """The bucket of one group's vector."""
+    first, params = members[0], [m.param for m in members]
+    states = [state[p] for p in params]
+    seen = vector_like(params)
+    entries = entries_of(sentence.declare(first.direction, seen), first.storage, seen)
+    bucket = Bucket(first.group, first.direction, _kernel(first, entries, sentence, watch), steps_taken(states))
+    bucket.mesh = next((sharding(p)[0] for p in params if sharding(p)), None)
+    _add(bucket, JointUnit(params, entries, [m.index for m in members], [m.rests for m in members]), states)
+    return bucket
 
 
 def _units(members: list[_Placed]) -> list[list[_Placed]]:
@@ -223,7 +248,10 @@ def _add_unit(bucket: Bucket, members: list[_Placed], state: MutableMapping[Tens
         unit = FlatUnit(params, first.entries, indices)
     else:
         unit = PackedUnit(params, first.entries, indices)
-    states = [state[p] for p in params]
+    _add(bucket, unit, [state[p] for p in params])
+
+
+def _add(bucket: Bucket, unit: Unit, states: list[dict[str, Any]]) -> None:
     for own, shown in zip(states, unit.adopt(states), strict=True):
         own.setdefault("step", bucket.step)
         own.update(shown)

@@ -32,9 +32,13 @@ class State:
     shape : tuple of int or None
         ``None`` (default) means the shape of the parameter. In the elementwise scope the only other choice is ``()``, one number a
         parameter, which rules read and never write (see :meth:`.Optimizer.measure`). Directions of the matrix scope may declare any
-        shape; the engine puts the batch dimension before it.
+        shape; the engine puts the batch dimension before it. In the joint scope a shape, of one dimension or more, is that of an entry
+        of the whole vector, which belongs to no parameter; ``optimizer.state`` shows it with the first one.
+    rows : int or None
+        Joint scope: ``(rows, n)``, so many vectors like the parameters', and not one.
     dtype : torch.dtype or None
-        A fixed precision that every storage must keep; ``None`` leaves it to the storage.
+        A fixed precision that every storage must keep; ``None`` leaves it to the storage. Joint rules see such an entry as it is, in
+        float64 or in whole numbers too; others in the working precision.
     nonnegative : bool
         Whether the entry never is negative, so that a quantising storage may spend no code on signs.
     initial : float, "parameter" or callable
@@ -49,11 +53,18 @@ class State:
     nonnegative: bool = False
     initial: Initial = field(default=0.0, compare=False)
     labels: tuple[str, ...] | None = None
+    rows: int | None = None
 
     @property
     def is_number(self) -> bool:
         """Whether there is one number a parameter."""
         return self.shape == ()
+
+    def shape_for(self, p: Tensor) -> tuple[int, ...]:
+        """The entry's shape for the plain tensor ``p``."""
+        if self.shape is not None:
+            return self.shape
+        return tuple(p.shape) if self.rows is None else (self.rows, *p.shape)
 
     def start(self, p: Tensor, dtype: torch.dtype, index: int = 0) -> Tensor:
         """The initial value for the plain tensor ``p``, in ``dtype``."""
@@ -61,8 +72,7 @@ class State:
             return self.initial(p, index).to(dtype)
         if self.initial == "parameter":
             return p.detach().to(dtype, copy=True)
-        shape = p.shape if self.shape is None else self.shape
-        return torch.full(tuple(shape), float(self.initial), dtype=dtype, device=p.device)
+        return torch.full(self.shape_for(p), float(self.initial), dtype=dtype, device=p.device)
 
 
 def like(

@@ -38,6 +38,14 @@ class Codec:
 
 
 @dataclass(frozen=True)
+class Exact(Codec):
+    """One entry kept whole that a rule sees in ``dtype``, whatever the working precision."""
+
+    def decode(self, pieces: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        return pieces[0]
+
+
+@dataclass(frozen=True)
 class BlockwiseCodec(Codec):
     """8-bit codes with one float32 scale a block; works on tensors whose last dimension is the block."""
 

@@ -1,0 +1,239 @@
+"""All parameters of a group as one vector, for rules that must see them together.
+
+The vector holds the group's parameters in their order: those that have or require gradients at its first step. Where one has no
+gradient at a step, the vector holds zeros for its gradient and for its point, and it stays where it is. The vector has one step count,
+which all of its parameters show. Sharded parameters are gathered, treated alike on all ranks, and cut again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import full, is_sharded, local_gradient, numel, shard
+from .parts import Direction
+from .reduction import How
+from .state import State, working_dtype
+from .storage import Codec, Exact, Storage
+from .units import Entries, Unit
+
+
+def belongs(p: Tensor, present: bool, state: Mapping[str, Any], begun: bool) -> bool:
+    """Whether a parameter is part of its group's vector; ``present`` with a gradient, ``begun`` once the group has taken a step."""
+    return present or bool(state.get("step")) or (p.requires_grad and not begun)
+
+
+def has_begun(states: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the parameters with these states have taken a step."""
+    return any(state.get("step") for state in states)
+
+
+def vector_sizes(groups: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Numbers in the vector of every group before its first step, and bytes of one in the working precision."""
+    found = []
+    for group in groups:
+        params = [p for p in group["params"] if belongs(p, p.grad is not None, {}, False)]
+        if params:
+            found.append((sum(p.numel() for p in params), working_dtype(params[0].dtype).itemsize))
+    return found
+
+
+def steps_taken(states: Iterable[Mapping[str, Any]]) -> int:
+    """The step count of a vector from those of its parameters, which must agree."""
+    found = {int(state.get("step", 0)) for state in states}
+    if len(found) > 1:
+        raise ValueError(f"the parameters of a group whose rule sees them as one vector have taken {min(found)} and {max(found)} "
+                         "steps; put those that come later into a group of their own with add_param_group")
+    return found.pop() if found else 0
+
+
+def vector_like(params: Sequence[Tensor]) -> Tensor:
+    """An empty vector as the rule sees it, without memory."""
+    kinds, devices = {working_dtype(p.dtype) for p in params}, {p.device for p in params}
+    if len(kinds) > 1 or len(devices) > 1:
+        raise ValueError("a rule that sees the parameters of a group as one vector needs them in one precision and on one device, got "
+                         f"{', '.join(sorted(map(str, kinds | devices)))}; make a parameter group of each")
+    return torch.empty(sum(p.numel() for p in params), dtype=kinds.pop(), device="meta")
+
+
+def entries_of(declared: Mapping[str, State], storage: Storage, like: Tensor) -> Entries:
+    """The entries with their codecs; those in blocks have no place in a vector, and stay whole."""
+    return tuple((name, state, _codec(state, storage, like)) for name, state in declared.items())
+
+
+def _codec(state: State, storage: Storage, like: Tensor) -> Codec:
+    if state.dtype is not None:
+        return Exact(state.dtype)
+    codec = storage.codec(state, like.numel(), like.dtype)
+    return Codec(like.dtype) if codec.block > 1 else codec
+
+
+class JointUnit(Unit):
+    """The parameters of one group as a vector ``(n,)``; see the module. ``rests`` says which have no gradient."""
+
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], rests: Sequence[bool]) -> None:
+        super().__init__(params, entries, indices)
+        self.rests = rests
+        self.lengths = [p.numel() for p in params]
+        self.total = sum(self.lengths)
+        self.counts = torch.tensor(self.lengths, device=self.locals[0].device)
+
+    def load(self) -> Tensor:
+        return self._joined([None if rests else full(p) for p, rests in zip(self.params, self.rests, strict=True)])
+
+    def pack(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        return self._joined([None if t is None else full(t) for t in tensors])
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors with a dimension before those of the parameter give as many vectors, ``(rows, n)``."""
+        if tensors[0].ndim == self.params[0].ndim:
+            return self.pack(tensors)
+        return torch.cat([full(t).flatten(1) if t.ndim > 1 else full(t).unsqueeze(1) for t in tensors], 1)
+
+    def _joined(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        vector = torch.zeros(self.total, dtype=self.working, device=self.locals[0].device)
+        for part, t in zip(vector.split(self.lengths), tensors, strict=True):
+            if t is not None:
+                part.copy_(t.reshape(-1))
+        return vector
+
+    def real(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        return [local_gradient(t, p) for t, p in zip(tensors, self.params, strict=True) if t is not None]
+
+    def store(self, p: Tensor) -> None:
+        for part, target, param, rests in zip(p.split(self.lengths), self.locals, self.params, self.rests, strict=True):
+            if not rests:
+                part = part.view(param.shape)
+                target.copy_(shard(part, param) if is_sharded(param) else part)
+
+    def segments(self, x: Tensor, how: How = "sum") -> Tensor:
+        return torch.segment_reduce(x, how, lengths=self.counts, initial=0.0, unsafe=True)
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(self.counts, output_size=self.total)
+
+    def adopt(self, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        shown: list[dict[str, Tensor]] = [{} for _ in self.params]
+        pieces: list[Tensor] = []
+        for name, declared, codec in self.entries:
+            buffer = self._started(declared, codec)
+            for part, own, state in zip(self.parts(buffer, declared), shown, states, strict=False):  # one part of the whole
+                if name in state:
+                    part.copy_(_fitting(name, state[name], part))
+                own[name] = part
+            pieces.append(buffer)
+        self.pieces = tuple(pieces)
+        return shown
+
+    def _started(self, declared: State, codec: Codec) -> Tensor:
+        if declared.initial == "parameter" or callable(declared.initial):
+            return declared.start(self.load(), codec.dtype, self.indices[0])
+        shape = declared.shape_for(torch.empty(self.total, device="meta"))
+        (buffer,) = codec.allocate(numel(shape), self.locals[0].device)
+        return buffer.view(shape) if declared.initial == 0.0 else buffer.fill_(float(declared.initial)).view(shape)
+
+    def parts(self, buffer: Tensor, declared: State) -> list[Tensor]:
+        """What of an entry ``optimizer.state`` shows with each parameter; an entry of the whole has one part, for the first."""
+        if declared.shape is not None:
+            return [buffer]
+        rows = buffer.shape[:-1]
+        return [part.view((*rows, *p.shape)) for part, p in zip(buffer.split(self.lengths, -1), self.params, strict=True)]
+
+    def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
+        """All of it: what is not finite in one place has spoilt the vector."""
+        return buffers
+
+
+def _fitting(name: str, loaded: Tensor, part: Tensor) -> Tensor:
+    if loaded.shape != part.shape:
+        raise ValueError(f"the loaded state {name!r} has shape {tuple(loaded.shape)} where {tuple(part.shape)} is needed; load it into "
+                         "the model and optimizer that saved it, with the settings of that time")
+    return loaded
+
+
+Owned = tuple[Tensor, Mapping[str, Any], Direction]
+"""A parameter of the optimizer, its group and its direction."""
+
+
+class Joined:
+    """The sequences of the pure form, parameters, gradients and states, with the vector of every group as one item, and back.
+
+    ``present`` says which parameters have a gradient.
+    """
+
+    def __init__(self, owned: Sequence[Owned], params: Sequence[Tensor],
+                 present: Sequence[bool], states: Sequence[Mapping[str, Any]]) -> None:
+        self.params, self.present, self.states = params, present, states
+        self.items: list[list[int]] = []
+        """The positions of the parameters of every item; frozen ones of a joint rule are in none."""
+        vectors: dict[Any, list[int]] = {}
+        begun = {id(group) for (_, group, _), state in zip(owned, states, strict=True) if has_begun([state])}
+        for i, (own, group, direction) in enumerate(owned):
+            if direction.scope != "joint":
+                self.items.append([i])
+            elif belongs(own, present[i], states[i], id(group) in begun):
+                key = (id(group), direction)
+                if key not in vectors:
+                    self.items.append(vectors.setdefault(key, []))
+                vectors[key].append(i)
+        self.joint = [owned[item[0]][2].scope == "joint" for item in self.items]
+
+    def points(self) -> list[Tensor]:
+        """Of every item: its parameter, or the vector, with zeros for those not present."""
+        return [self._vector(item, self.params) if joint else self.params[item[0]]
+                for item, joint in zip(self.items, self.joint, strict=True)]
+
+    def gradients(self, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Likewise; None where no parameter of the item has one."""
+        return [self._vector(item, given) if joint and any(self.present[i] for i in item) else given[item[0]]
+                for item, joint in zip(self.items, self.joint, strict=True)]
+
+    def _vector(self, item: list[int], given: Sequence[Tensor | None]) -> Tensor:
+        params = [self.params[i] for i in item]
+        kind = vector_like(params).dtype
+        found = [given[i] if self.present[i] else None for i in item]
+        flat = [p.new_zeros(p.numel()) if t is None else t.reshape(-1) for p, t in zip(params, found, strict=True)]
+        return torch.cat([t.to(kind) for t in flat])
+
+    def state(self, k: int, declared: Mapping[str, State]) -> dict[str, Any]:
+        """The state of item ``k``."""
+        item = self.items[k]
+        first = dict(self.states[item[0]])
+        if not self.joint[k]:
+            return first
+        first["step"] = steps_taken([self.states[i] for i in item])
+        for name, entry in declared.items():
+            if entry.shape is None and name in first:
+                rows = () if entry.rows is None else (entry.rows,)
+                first[name] = torch.cat([self.states[i][name].reshape((*rows, -1)) for i in item], -1)
+        return first
+
+    def apart(self, params: Sequence[Tensor], states: Sequence[Mapping[str, Any]], declared: Sequence[Mapping[str, State]],
+              ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """Parameters and states in the optimizer's order from those of all items."""
+        found, kept = list(self.params), [dict(state) for state in self.states]
+        for k, item in enumerate(self.items):
+            if not self.joint[k]:
+                found[item[0]], kept[item[0]] = params[k], dict(states[k])
+                continue
+            lengths = [self.params[i].numel() for i in item]
+            for i, part in zip(item, params[k].split(lengths), strict=True):
+                p = self.params[i]
+                found[i] = part.view(p.shape).to(p.dtype) if self.present[i] else p
+            for j, i in enumerate(item):
+                kept[i] = self._own_state(states[k], declared[k], lengths, j, self.params[i])
+        return found, kept
+
+    def _own_state(self, state: Mapping[str, Any], declared: Mapping[str, State], lengths: list[int], j: int,
+                   p: Tensor) -> dict[str, Any]:
+        own = {}
+        for name, value in state.items():
+            entry = declared.get(name)
+            if entry is None or (entry.shape is not None and j == 0):
+                own[name] = value
+            elif entry.shape is None:
+                own[name] = value.split(lengths, -1)[j].reshape((*value.shape[:-1], *p.shape))
+        return own
