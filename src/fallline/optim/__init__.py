@@ -41,6 +41,7 @@ from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
+from fallline.optim.saddle_free_newton import SaddleFreeNewton, abs_hessian_step
 from fallline.optim.schedules import (
     GradNormRecorder,
     LastIterate,
@@ -72,9 +73,9 @@ __all__ = [
     "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG",
     "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx", "Optimizer",
     "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad", "RiemannianAdam", "Risk",
-    "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding", "StepSize",
+    "RiskReport", "SGDM8bit", "SGDSaI", "SaddleFreeNewton", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding", "StepSize",
     "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy", "WithStepSize", "XGrad",
-    "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
+    "abs_hessian_step", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition", "condition_report",
     "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta", "estimate_growth", "extrapolate",
     "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test", "last_iterate_bound", "like",
     "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients", "reduce", "refine",
