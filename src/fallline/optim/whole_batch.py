@@ -49,6 +49,8 @@ class WholeBatch:
         What the realisation returned.
     variables : dict of Tensor
         The parameters by the realisation's names.
+    groups : list of dict
+        The group of each of them.
     sign : 1 or -1
         Of the objective in what is minimised.
     gradient, rates : Tensor
@@ -68,12 +70,13 @@ class WholeBatch:
             raise RuntimeError(f"{type(optimizer).__name__} does not support complex parameters; store real and imaginary parts with "
                                "torch.view_as_real")
         self.variables: dict[str, Tensor] = {names[id(p)]: p for p, _ in moving}
+        self.groups = [group for _, group in moving]
         self.sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
         self.finite = bool(moving) and all_finite([p.grad for p, _ in moving if p.grad is not None and p.numel()], [])
         if moving:
             self.dtype = tree.precision(self.variables)
             self.gradient = self._flat([p.grad for p, _ in moving if p.grad is not None])
-            self.rates = self.spread([float(group["lr"]) for _, group in moving])
+            self.rates = self.spread([float(group["lr"]) for group in self.groups])
 
     def _flat(self, parts: Sequence[Tensor]) -> Tensor:
         return self.sign * torch.cat([part.reshape(-1).to(self.dtype) for part in parts])
@@ -108,6 +111,10 @@ class WholeBatch:
     def value(self) -> float:
         """What is minimised, here."""
         return self.sign * float(self.loss)
+
+    def slope(self, step: Tensor) -> float:
+        """How what is minimised begins to change along the step: below 0 where that goes downhill."""
+        return -float(self.gradient @ (self.rates * step))
 
     def value_after(self, step: Tensor) -> float:
         """What is minimised after a step, on the same samples and masks."""

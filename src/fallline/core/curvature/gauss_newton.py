@@ -30,7 +30,8 @@ class GaussNewton:
     """The outputs of a realisation's model, linearised: products with J, Jᵀ, Q and G = Jᵀ Q J.
 
     Vectors of parameters are flat, in the order of ``x`` and in its precision, at least float32; vectors of outputs are shaped as the
-    outputs. Every product also takes several vectors at once, along a first dimension, with ``batched=True``.
+    outputs. Every product also takes several vectors at once, along a first dimension, with ``batched=True``. The graphs are of the
+    weights as they are: a product after these have changed in place raises.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@
 
 for n = b c outputs of b samples and d parameters, by the identity (Jᵀ A + λ I)⁻¹ Jᵀ = Jᵀ (A Jᵀ + λ I)⁻¹: a system of n unknowns in
 the place of one of d. Exact, at n² d for K and n³ for the solution, with n d numbers held, or fewer with K summed over groups of
-parameters.
+parameters. Rounding in δ is that of r / λ where K is singular, n > d: the answer is good to about ε ‖Q K‖ / λ.
 
 The identity for a batch: Korbit, Adeoye, Bemporad, Zanon: Exact Gauss-Newton Optimization for Training Deep Neural Networks,
 arXiv 2405.14402.
