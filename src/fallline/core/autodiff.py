@@ -6,7 +6,7 @@ Plain reverse mode is the base: it is right whatever the function does inside (c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
 
 
-def _gradients(output: Tensor, point: Tree, **options: Any) -> Tree:
+def _gradients(output: Tensor | Sequence[Tensor], point: Tree, **options: Any) -> Tree:
     """The gradient of ``output`` at every leaf of ``point``: zero where it does not depend on one, or one has none."""
     wanted = [leaf for leaf in tree.leaves(point) if leaf.requires_grad]
     found = iter(torch.autograd.grad(output, wanted, allow_unused=True, **options))
@@ -62,13 +62,26 @@ def value_and_gradient(fun: Scalar, x: Tree, wrt: int | str | None = None, name:
     return value.detach(), _gradients(value, point if wrt is None else point[wrt])
 
 
-def hvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> Tree:
-    """Return the Hessian-vector product ``∇²f(x) v`` by differentiating ``⟨∇f(x), v⟩``."""
+def linearized_gradient(fun: Scalar, x: Tree, name: str = "fun") -> Callable[[Tree], Tree]:
+    """Return ``v ↦ ∇²f(x) v``, which differentiates the gradient's graph: it is kept, and nothing is evaluated again."""
     point = tree.map(_leaf, x)
     with torch.enable_grad():
         first = _gradients(differentiable(fun(point), name), point, create_graph=True)
-        product = torch.stack(tree.leaves(tree.map(lambda g, u: (g * u).sum(), first, v))).sum()
-    return _gradients(product, point) if product.requires_grad else tree.zeros_like(x)  # f may be linear in x
+
+    def product(v: Tree) -> Tree:
+        curved = [(g, u) for g, u in zip(tree.leaves(first), tree.leaves(tree.map(lambda _, u: u, first, v)), strict=True)
+                  if g.requires_grad]
+        if not curved:
+            return tree.zeros_like(x)  # f may be linear in x
+        outputs, vectors = zip(*curved, strict=True)
+        return _gradients(outputs, point, grad_outputs=vectors, retain_graph=True)
+
+    return product
+
+
+def hvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> Tree:
+    """Return the Hessian-vector product ``∇²f(x) v`` by differentiating the gradient along ``v``."""
+    return linearized_gradient(fun, x, name)(v)
 
 
 def jvp(fun: Scalar, x: Tree, v: Tree, name: str = "fun") -> tuple[Tensor, Tensor]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fallline.core import tree
+from fallline.core.operators.linear import LinearOperator
 from fallline.core.tree import Tree
 
 if TYPE_CHECKING:
@@ -49,3 +51,18 @@ class Bound:
     def hvp(self, x: Mapping[str, Tensor] | None, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the Hessian-vector product by name."""
         return self._named(self.problem.hvp(self._at(x), self._at(v)))
+
+    def hessian_operator(self, x: Mapping[str, Tensor] | None = None) -> LinearOperator:
+        """Return the Hessian as an operator on the flattened ``x``: all variables, or some of them by name with the rest as bound."""
+        chosen = self.variables if x is None else dict(x)
+        everything = {**self.variables, **chosen}
+        whole = self.problem.hessian_operator(self._at(everything))
+        if len(chosen) == len(everything):
+            return whole
+
+        def product(v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            padded = {name: v.get(name, torch.zeros_like(p)) for name, p in everything.items()}
+            found = whole.matvec(padded)
+            return {name: found[name] for name in chosen}
+
+        return LinearOperator.from_function(product, chosen, adjoint=product, dtype=whole.dtype)

@@ -64,6 +64,12 @@ def load_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             setattr(module, own, value.clone())
 
 
-def sharded(model: nn.Module) -> bool:
+def sharded(model: nn.Module | None) -> bool:
     """Whether the model's parameters are spread over processes."""
-    return any(hasattr(p, "device_mesh") for p in model.parameters())
+    return model is not None and any(hasattr(p, "device_mesh") for p in model.parameters())
+
+
+def batch_statistics(model: nn.Module) -> list[str]:
+    """The names of the modules that normalise a sample by the statistics of its batch."""
+    return [name or type(module).__name__ for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)]

@@ -23,7 +23,8 @@ from fallline.core import autodiff
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
 from fallline.core.keys import Key, as_key
-from fallline.core.modules import call, copied, evaluating, load_buffers, sharded, spare_buffers
+from fallline.core.modules import batch_statistics, call, copied, evaluating, load_buffers, sharded, spare_buffers
+from fallline.core.operators.linear import LinearOperator
 from fallline.core.problem import Problem
 from fallline.core.samples import batch_indices, data_tuple
 from fallline.core.tree import Tree
@@ -120,6 +121,12 @@ class ModelProblem(Problem):
         self.counts.add("hvps")
         return autodiff.hvp(self._evaluate, self.variables if x is None else x, v, f"the loss of {self.name!r}")
 
+    def hessian_operator(self, x: Tree | None = None) -> LinearOperator:
+        """Return ``∇²f`` as an operator on the flattened parameters of ``x``, which may be some of them, with the rest in place."""
+        if sharded(self.model):
+            raise MissingOracle("the Hessian needs whole weights, and this model is sharded; gather them into a bare copy of the model")
+        return super().hessian_operator(self.variables if x is None else x)
+
     def observe(self, x: Tree) -> dict[str, float]:
         """Return the value at ``x`` under this realisation's masks; nothing is counted or drawn, and no buffer moves."""
         aside, state = copy.copy(self), self._shared.rng_state
@@ -150,6 +157,39 @@ class ModelProblem(Problem):
         with self._frozen():
             return torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")(
                 point, self.inputs, self.targets)
+
+    def per_sample_jacobians(self, x: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return every sample's outputs and their derivatives by the parameters in ``x``, which may be some of them.
+
+        Returns
+        -------
+        Tensor, shape (b, …)
+            The outputs, as a batch gives them.
+        dict of Tensor, each of shape (b, c, …)
+            By name of the parameter, whose shape comes last; c is the number of outputs of a sample.
+
+        Raises
+        ------
+        MissingOracle
+            The model is sharded, or normalises a sample by its batch.
+        """
+        if sharded(self.model):
+            raise MissingOracle("per-sample Jacobians need whole weights, and this model is sharded")
+        if together := batch_statistics(self.model):
+            raise MissingOracle("per-sample Jacobians need outputs that depend on one sample each, and batch normalisation makes them "
+                                f"depend on the batch, in {', '.join(together[:3])}; call eval() on such layers, or use GroupNorm")
+        self.counts.add("jacobians")
+
+        def one(parameters: Mapping[str, Tensor], row: Any) -> tuple[Tensor, Tensor]:
+            rows = row if isinstance(row, tuple) else (row,)
+            outputs = call(self.model, parameters, tuple(r.unsqueeze(0) for r in rows)).squeeze(0)
+            return outputs.reshape(-1), outputs
+
+        point = {n: p.detach() for n, p in (self.variables if x is None else x).items()}
+        with self._frozen(), torch.no_grad():  # no graph but the transform's own
+            jacobians, outputs = torch.func.vmap(torch.func.jacrev(one, has_aux=True), in_dims=(None, 0), randomness="different")(
+                point, self.inputs)
+        return outputs, jacobians
 
 
 class Objective:

@@ -20,6 +20,7 @@ from fallline.core.bound import Bound
 from fallline.core.counts import Counts
 from fallline.core.errors import MissingOracle
 from fallline.core.keys import Key, as_key
+from fallline.core.operators.linear import LinearOperator
 from fallline.core.samples import Parts, check_size
 from fallline.core.tree import Tree
 
@@ -198,6 +199,25 @@ class Problem:
         name = f"the objective of {self.name!r}"
         return tree.aligned(given(x, v), x, f"the hvp of {self.name!r}") if given else \
             autodiff.hvp(self._oracles["value"], x, v, name)
+
+    def hessian_operator(self, x: Tree) -> LinearOperator:
+        """Return ``∇²f(x)`` as an operator on the flattened variables.
+
+        Where autograd gives it, a gradient is evaluated once and its graph kept, so that products cost a backward pass each; where
+        the oracle ``hvp`` or ``gradient`` is given, products ask it.
+        """
+        self.require("hvp")
+        dtype = tree.precision(x)
+        if {"hvp", "gradient"} & self._oracles.keys():
+            return LinearOperator.from_function(lambda v: self.hvp(x, v), x, adjoint=lambda v: self.hvp(x, v), dtype=dtype)
+        self._count_gradient()
+        derivative = autodiff.linearized_gradient(self._oracles["value"], x, f"the objective of {self.name!r}")
+
+        def product(v: Tree) -> Tree:
+            self.counts.add("hvps")
+            return derivative(v)
+
+        return LinearOperator.from_function(product, x, adjoint=product, dtype=dtype)
 
     def jvp(self, x: Tree, v: Tree) -> tuple[Tensor, Tensor]:
         """Return ``f(x)`` and the directional derivative ``⟨∇f(x), v⟩``, by forward mode or from the gradient given."""

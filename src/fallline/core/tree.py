@@ -141,6 +141,14 @@ def unflatten(flat: Tensor, like: Tree) -> Tree:
     return map(lambda x: next(chunks).view(x.shape).to(x.dtype), like)
 
 
+def precision(a: Tree) -> torch.dtype:
+    """Return the dtype in which the vector can be computed with: that of its leaves, but float32 where they have half precision."""
+    found = torch.float32
+    for x in leaves(a):
+        found = torch.promote_types(found, x.dtype)
+    return found
+
+
 def size(a: Tree) -> int:
     """Return the dimension of the vector: the number of entries over all leaves."""
     return sum(x.numel() for x in leaves(a))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
+from fallline.core.curvature import GaussNewton
 from fallline.core.errors import MissingOracle
 from fallline.core.keys import Key, as_key
 from fallline.core.operators import LinearOperator, SpectralDensity, spectral_density, top_eigenvalues
@@ -35,7 +36,7 @@ def hessian_spectrum(problem: Problem, x: Tree | None = None, *, k: int | None =
     """Return eigenvalues of ∇²f(x).
 
     Up to 5,000 variables all of them, from the dense Hessian; beyond, the ``k`` largest and ``k`` smallest by Lanczos with full
-    re-orthogonalisation, each product one backward pass through a backward pass.
+    re-orthogonalisation, each product one backward pass through a backward pass that is kept.
 
     Parameters
     ----------
@@ -60,15 +61,15 @@ def hessian_spectrum(problem: Problem, x: Tree | None = None, *, k: int | None =
     """
     with evaluation(problem, x) as (realisation, point):
         realisation.require("hvp", by="hessian_spectrum")
-        return _spectrum("Hessian", point, lambda: realisation.hessian(point), lambda v: realisation.hvp(point, v), k, density,
-                         as_key(key))
+        return _spectrum("Hessian", tree.size(point), lambda: realisation.hessian(point),
+                         lambda: realisation.hessian_operator(point), k, density, as_key(key))
 
 
 def gauss_newton_spectrum(problem: Problem, x: Tree | None = None, *, k: int | None = None, density: bool = False,
                           key: Key | int = 0) -> Spectrum:
     """Return eigenvalues of the Gauss-Newton matrix Jᵀ H J of a model.
 
-    Parameters as for ``hessian_spectrum``; products are one forward-mode and one reverse-mode derivative of the outputs.
+    Parameters as for ``hessian_spectrum``; products are reverse passes through the model linearised once.
 
     Raises
     ------
@@ -79,49 +80,19 @@ def gauss_newton_spectrum(problem: Problem, x: Tree | None = None, *, k: int | N
         if not hasattr(realisation, "outputs"):
             raise MissingOracle(f"the Gauss-Newton matrix needs a model's outputs, which the {problem.kind} problem "
                                 f"{problem.name!r} does not have; pass Training, or Objective(model, loss)(inputs, targets)")
-        product = _gauss_newton_product(realisation, point)
-
-        def counted(v: Tree) -> Tree:
-            realisation.counts.add("matvecs")
-            return product(v)
-
-        def dense() -> Tensor:
-            size = tree.size(point)
-            realisation.counts.add("matvecs", size)
-            identity = torch.eye(size, dtype=tree.leaves(point)[0].dtype, device=tree.leaves(point)[0].device)
-            return torch.func.vmap(lambda v: tree.flatten(product(tree.unflatten(v, point))))(identity)
-
-        return _spectrum("Gauss-Newton", point, dense, counted, k, density, as_key(key))
+        model = GaussNewton(realisation, point)
+        return _spectrum("Gauss-Newton", model.size, model.to_dense, lambda: model.operator, k, density, as_key(key))
 
 
-def _gauss_newton_product(realisation: Problem, point: Tree) -> Callable[[Tree], Tree]:
-    """v ↦ Jᵀ H J v at a fixed point: the outputs' derivatives around a Hessian-vector product of the loss."""
-    outputs, pullback, *_ = torch.func.vjp(realisation.outputs, point)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"the model must return one tensor, got {type(outputs).__name__}; wrap it in a module that does")
-    def loss(f: Tensor) -> Tensor:
-        return realisation.loss(f).reshape(())
-
-    # H is symmetric: reverse over reverse, which every loss allows (forward over reverse fails for torch's own mean squared error).
-    curvature = torch.func.vjp(torch.func.grad(loss), outputs)[1]
-
-    def product(v: Tree) -> Tree:
-        along = torch.func.jvp(realisation.outputs, (point,), (v,))[1]
-        return pullback(curvature(along)[0])[0]
-
-    return product
-
-
-def _spectrum(matrix: str, point: Tree, dense: Callable[[], Tensor], product: Callable[[Tree], Tree], k: int | None,
-              density: bool, key: Key) -> Spectrum:
-    size = tree.size(point)
+def _spectrum(matrix: str, size: int, dense: Callable[[], Tensor], make: Callable[[], LinearOperator], k: int | None, density: bool,
+              key: Key) -> Spectrum:
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size):
         raise ValueError(f"k must be a whole number between 1 and the {size} variables, got {k!r}")
     if (k is None and size <= DENSE_LIMIT) or (k is not None and 2 * k >= size):
         values = torch.linalg.eigvalsh(_symmetric(dense())).flip(0)
         exact = SpectralDensity(values.flip(0), torch.full_like(values, 1 / size), size, 0) if density else None
         return Spectrum(values, size, True, True, exact, matrix)
-    operator = LinearOperator.from_function(product, point, adjoint=product)
+    operator = make()
     # Residuals of a few roundings cannot be had; those of eigenvectors this good leave eigenvalues good to rounding.
     tol = torch.finfo(operator.dtype).eps ** (2 / 3)
     ends = [top_eigenvalues(operator, k or ENDS, which=which, tol=tol, generator=key.fold(which).generator())

@@ -23,6 +23,7 @@ from fallline.optim.conditioning import ConditionReport, condition, condition_re
 from fallline.optim.diffgrad import DiffGrad
 from fallline.optim.distributed_shampoo import DistributedShampoo
 from fallline.optim.dog import DoG, LDoG, TDoG
+from fallline.optim.egn import EGN
 from fallline.optim.energy import AEGD, AEPG
 from fallline.optim.engine import BFloat16, Blockwise8bit, Direction, Move, Optimizer, StepSize, Storage, like, reduce, roles
 from fallline.optim.engine.codebook import QuantizedBlocks, quantize_blockwise
@@ -45,6 +46,7 @@ from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
+from fallline.optim.saddle_free_newton import SaddleFreeNewton, abs_hessian_step
 from fallline.optim.scalable_shampoo import ScalableShampoo
 from fallline.optim.schedules import (
     GradNormRecorder,
@@ -73,6 +75,7 @@ from fallline.optim.xgrad import XGrad
 __all__ = [
     "AEGD",
     "AEPG",
+    "EGN",
     "MARS",
     "MFAC",
     "OASIS",
@@ -143,6 +146,7 @@ __all__ = [
     "RiskReport",
     "SGDM8bit",
     "SGDSaI",
+    "SaddleFreeNewton",
     "ScalableShampoo",
     "Schedule",
     "Shampoo",
@@ -162,6 +166,7 @@ __all__ = [
     "WithProxy",
     "WithStepSize",
     "XGrad",
+    "abs_hessian_step",
     "acceleration_advice",
     "add_annealed_noise",
     "advise",

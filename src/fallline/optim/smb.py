@@ -24,7 +24,7 @@ from fallline.optim.engine.alarms import all_finite
 from fallline.optim.engine.hyperparameters import check_nonnegative, check_positive
 from fallline.optim.engine.layout import local
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
-from fallline.optim.engine.oracles import acts, gradients_at, of_minimised, refuse, value_of
+from fallline.optim.engine.oracles import acts, gradients_at, of_minimised, refuse, value_at
 from fallline.optim.engine.parts import Gradient
 from fallline.optim.engine.state import working_dtype
 
@@ -124,15 +124,7 @@ class SMB(Optimizer):
         """Whether the trial decreases the batch's loss enough."""
         decrease = self.c * sum(rates[p] * float(torch.linalg.vector_norm(g)) ** 2 for p, g in gradients.items())
         sign = -1.0 if self.param_groups[0]["maximize"] else 1.0
-        before = {p: p.detach().clone() for p in trials}
-        try:
-            for p, x in trials.items():
-                p.copy_(x)
-            tried = value_of(closure, list(trials))
-        finally:
-            for p, x in before.items():
-                p.copy_(x)
-        return sign * tried <= sign * float(loss) - decrease
+        return sign * value_at(trials, closure) <= sign * float(loss) - decrease
 
     def _hold(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """No step, and the gradient kept for the next one."""

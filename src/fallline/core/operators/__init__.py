@@ -1,6 +1,6 @@
 """Linear operators known by their products with vectors, and what can be computed from products alone.
 
-Linear systems (``conjugate_gradient``, ``minres``), eigenvalues (``lanczos``, ``power_iteration``,
+Linear systems (``conjugate_gradient``, ``minres``, the stochastic ``OUSolver``), eigenvalues (``lanczos``, ``power_iteration``,
 ``top_eigenvalues``) and stochastic estimates (``hutchinson_trace``, ``hutchinson_diagonal``, ``spectral_density``).
 """
 
@@ -15,6 +15,7 @@ from fallline.core.operators.estimates import (
 )
 from fallline.core.operators.linear import Counter, LinearOperator
 from fallline.core.operators.linear_systems import Solution, conjugate_gradient, minres
+from fallline.core.operators.ornstein_uhlenbeck import OUSolution, OUSolver
 from fallline.core.operators.spectra import (
     Eigenpair,
     Eigenpairs,
@@ -30,6 +31,8 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "LinearOperator",
+    "OUSolution",
+    "OUSolver",
     "Solution",
     "SpectralDensity",
     "Tridiagonalization",

@@ -89,6 +89,7 @@ class LinearOperator:
         like: tree.Tree,
         *,
         adjoint: Callable[[Any], Any] | None = None,
+        dtype: torch.dtype | None = None,
         counts: Counter | None = None,
     ) -> LinearOperator:
         """Return the operator of a linear map on trees shaped as ``like``: a Hessian-vector product, for one.
@@ -98,27 +99,31 @@ class LinearOperator:
         function : tree -> tree
             The map; argument and value are shaped as ``like``.
         like : tree
-            Gives shape, dtype and device; its values are not used. All leaves share one dtype and device.
+            Gives shape, dtype and device; its values are not used. All leaves share one device, and one dtype unless ``dtype`` is
+            given.
         adjoint : tree -> tree, optional
             Aᴴ; pass ``function`` again when the map is self-adjoint.
+        dtype : torch.dtype, optional
+            Of the operator's vectors, where it is not that of the leaves: float32 for weights in half precision.
         counts : Counter, optional
             Told of each product.
         """
         tensors = tree.leaves(like)
-        kinds = {(leaf.dtype, leaf.device) for leaf in tensors}
+        kinds = {(leaf.dtype if dtype is None else dtype, leaf.device) for leaf in tensors}
         if len(kinds) != 1:
             raise ValueError(f"like must have leaves of one dtype and device, got {sorted(map(str, kinds))}")
+        kind, device = kinds.pop()
 
         def flat(on_trees: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
-            return lambda v: tree.flatten(on_trees(tree.unflatten(v, like)))
+            return lambda v: tree.flatten(on_trees(tree.unflatten(v, like))).to(kind)
 
         length = tree.size(like)
         return cls(
             (length, length),
             flat(function),
             None if adjoint is None else flat(adjoint),
-            dtype=tensors[0].dtype,
-            device=tensors[0].device,
+            dtype=kind,
+            device=device,
             counts=counts,
         )
 
@@ -136,6 +141,12 @@ class LinearOperator:
     def H(self) -> LinearOperator:
         """Aᴴ as an operator; its products count with those of A."""
         return LinearOperator((self.shape[1], self.shape[0]), self.adjoint, self.matvec, dtype=self.dtype, device=self.device)
+
+    def shifted(self, shift: float) -> LinearOperator:
+        """Return A + shift · I for a square A; its products count with those of A."""
+        if self.shape[0] != self.shape[1]:
+            raise ValueError(f"{self!r} is not square: only a square operator can be shifted by a multiple of the identity")
+        return self._derived(self.shape, lambda v: self.matvec(v) + shift * v, lambda w: self.adjoint(w) + shift * w)
 
     def to_dense(self) -> Tensor:
         """Return the matrix, shape (m, n), by n products with unit vectors."""

@@ -64,6 +64,7 @@ CHECKS: dict[str, Check] = {
     "lr_1d_ratio": _nonnegative("lr_1d is 3e-3 by default"),
     "r": Check(lambda x: x >= 2 and x.is_integer(), "a whole number >= 2, got {}; 5 is typical"),
     "c": _positive("1 is typical"),
+    "damp": _positive("0.1 to 1 is typical"),
     "beta2": _fraction("0.99 is typical"),
     "lr0": _nonnegative("1e-3 is typical"),
     "alpha": _nonnegative("see the optimizer's docstring"),

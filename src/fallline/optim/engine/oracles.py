@@ -103,6 +103,18 @@ def gradients_at(points: Mapping[Tensor, Tensor], closure: Callable[[], Any]) ->
             p.grad = gradient
 
 
+def value_at(points: Mapping[Tensor, Tensor], closure: Any) -> float:
+    """The loss of a step's realisation with parameters moved to ``points`` and back; gradients stay."""
+    before = {p: p.detach().clone() for p in points}
+    try:
+        for p, point in points.items():
+            place(p, point)
+        return value_of(closure, list(points))
+    finally:
+        for p, x in before.items():
+            p.copy_(x)
+
+
 def value_of(closure: Any, params: Sequence[Tensor]) -> float:
     """The loss of a step's realisation at the parameters as they are; gradients stay."""
     if hasattr(closure, "value"):
