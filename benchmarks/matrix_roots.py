@@ -5,10 +5,10 @@
 Symmetric matrices with random eigenvectors and eigenvalues in even ratios from 1 down to one over the condition number; for
 orthonormal columns, four times as many rows as columns and such singular values. Errors are relative, ‖X − exact‖_F / ‖exact‖_F
 against what the known eigenvalues give, at the condition number that they name; of columns, max |QᵀQ − I|. Inverse fourth roots are
-those of the damped matrix, ``ridge=1e-6``, in float64 inside as always on the CPU. Square roots are timed forward and backward together;
-"derivative" is the relative error for a random symmetric upstream gradient. The numbers after a method are its order; those of order
-above 5 take 16 steps backward and not 8. A dash is NaN: after rounding the matrix has no such root. Ratios of time are to the first
-method at the same size and precision, at condition 100, batches holding 65,536 numbers or one matrix.
+those of the damped matrix, ``ridge=1e-6``, in float64 inside as always on the CPU. Square roots are timed forward and backward
+together; "derivative" is the relative error for a random symmetric upstream gradient. The number after a method is its order; those
+of order above 5 take 16 steps backward and not 8. A dash is NaN: after rounding the matrix has no such root. Ratios of time are to the
+first method at the same size and precision, at condition 100, batches holding 65,536 numbers or one matrix.
 
 The last table is the paper's comparison: forward and backward, 256 matrices of 32 × 32, against autograd through an eigendecomposition.
 """

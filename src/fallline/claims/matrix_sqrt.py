@@ -49,8 +49,8 @@ def accuracy(scale: Scale, seed: int) -> Evidence:
             *(recorded(f"n = {n}: error, {name}", found)
               for name, found in (("Padé [5, 5]", pade), ("five Newton-Schulz steps", newton), ("Taylor of degree 10", taylor))),
         ]
-    return Evidence(figures, notes=["Relative, in the Frobenius norm, of the covariance of 256 standard normal samples in 64 dimensions, in "
-                                    "float64. Full: n = 4, 16, 64, 256 with 4n samples, on the CPU as well."])
+    return Evidence(figures, notes=["Relative, in the Frobenius norm, of the covariance of 256 standard normal samples in 64 dimensions, "
+                                    "in float64. Full: n = 4, 16, 64, 256 with 4n samples, on the CPU as well."])
 
 
 class _Composed(torch.autograd.Function):
@@ -123,6 +123,6 @@ def repeated_eigenvalues(scale: Scale, seed: int) -> Evidence:
         recorded("matrix products forward and backward, Padé, beside a solve", products(pade, random)),
         recorded("matrix products forward and backward, autograd through eigh, beside a decomposition",
                  products(through_eigenvectors, random)),
-    ], notes=["The paper's gain is one of time on a GPU: products instead of a decomposition, of about 9 n³ flops, or 4.5 products, for "
-              "which GPUs are slow. The times, forward and backward, are in the benchmarks; on a CPU the decomposition is faster. The full "
-              "scale is the same."])
+    ], notes=["The paper's gain is one of time on a GPU: products instead of a decomposition, of about 9 n³ flops, or 4.5 products, at "
+              "which GPUs are slow. The times, forward and backward, are in the benchmarks; on a CPU the decomposition is faster. The "
+              "full scale is the same."])
