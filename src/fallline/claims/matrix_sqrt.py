@@ -49,8 +49,8 @@ def accuracy(scale: Scale, seed: int) -> Evidence:
             *(recorded(f"n = {n}: error, {name}", found)
               for name, found in (("Padé [5, 5]", pade), ("five Newton-Schulz steps", newton), ("Taylor of degree 10", taylor))),
         ]
-    return Evidence(figures, notes=["Relative, in the Frobenius norm, of the covariance of 256 standard normal samples in 64 dimensions, "
-                                    "in float64. Full: n = 4, 16, 64, 256 with 4n samples, on the CPU as well."])
+    return Evidence(figures, notes=["Relative, in the Frobenius norm, of the covariance of 256 standard normal samples in 64 "
+                                    "dimensions, in float64. Full: n = 4, 16, 64, 256 with 4n samples, on the CPU as well."])
 
 
 class _Composed(torch.autograd.Function):

@@ -35,8 +35,8 @@ class Taps:
         Which of them are tapped.
     receive : callable ``(module, input, gradient) -> None``
         Called during the backward pass, without gradients enabled, once for each use of the layer in the forward pass: twice for one
-        that is used twice, the later use first. ``input`` is the layer's first argument, detached, ``gradient`` that of what it returned;
-        both are the tensors of the pass themselves, to be read and not kept.
+        that is used twice, the later use first. ``input`` is the layer's first argument, detached, ``gradient`` that of what it
+        returned; both are the tensors of the pass themselves, to be read and not kept.
     evaluating : bool, default False
         Whether layers in evaluation mode are tapped as well.
 
