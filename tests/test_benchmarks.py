@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402
+import matrix_roots  # noqa: E402
 import optim_rules  # noqa: E402
 import optim_step  # noqa: E402
 import overhead  # noqa: E402
@@ -234,6 +235,17 @@ def test_a_quick_race_of_rules() -> None:
         assert rows["sgd-sai"].figures["state bytes a parameter"] == 4.0
     known = {name for many in (False, True) for name in optim_rules.contestants(many)}
     assert all(goal.row in known for many in (False, True) for goal in optim_rules.goals(many))
+
+
+def test_a_quick_look_at_matrix_functions() -> None:
+    found = matrix_roots.tables(replace(QUICK, only=("eigh", "pade, 5", "cholesky")))
+    by_title = {table.title: table for table in found}
+    assert len(by_title) == 9 and found[-1].goals[0].row == "pade, 5"
+    roots = by_title["Inverse square roots, float64"]
+    assert [row.name for row in roots.rows] == [f"{n}: {name}" for n in (8, 32) for name in ("eigh", "pade, 5")]
+    assert roots.figure("32: eigh", "error at 1e2") < 1e-12 and roots.figure("32: eigh", "derivative at 1e2") < 1e-12
+    assert 0.05 < roots.figure("32: pade, 5", "error at 1e2") < 0.5
+    assert by_title["Orthonormal columns, float32"].figure("8: cholesky", "error at 1e8") < 1e-6
 
 
 def test_trajectories_tell_rules_apart() -> None:

@@ -64,7 +64,7 @@ def test_inverse_root_refuses_bad_input(arguments: tuple, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_dtype_is_kept(dtype: torch.dtype) -> None:
     A = (2 * torch.eye(3)).to(dtype)
-    for root in (inverse_root(A, 1, 1e-6), inverse_pth_root(A, 1), inverse_pth_root(A, 1, "eigh")):
+    for root in (inverse_root(A, 1, 1e-6), inverse_pth_root(A, 1), inverse_pth_root(A, 1, "newton")):
         assert root.dtype == dtype
         torch.testing.assert_close(root.float(), 0.5 * torch.eye(3))
 
@@ -92,8 +92,8 @@ def test_repeated_and_zero_eigenvalues(values: list[float]) -> None:
 
 def test_float32_is_computed_in_float64_on_the_cpu() -> None:
     A = with_eigenvalues(torch.logspace(0, -5, 10, dtype=torch.float64)).float()
-    found = inverse_pth_root(A, 4, ridge=0.0)
-    torch.testing.assert_close(found, inverse_pth_root(A.double(), 4, ridge=0.0).float())
+    found = inverse_pth_root(A, 4, "newton", ridge=0.0)
+    torch.testing.assert_close(found, inverse_pth_root(A.double(), 4, "newton", ridge=0.0).float())
 
 
 def test_the_damping_is_relative_to_the_largest_eigenvalue() -> None:
@@ -122,20 +122,20 @@ def test_matrices_without_a_root_are_nan_and_harm_no_other(method: str) -> None:
 def test_newton_stops_where_rounding_lets_the_error_rise(monkeypatch) -> None:
     monkeypatch.setattr("fallline.core.linalg.roots.TOLERANCE", 0.0)
     A = with_eigenvalues(torch.logspace(0, -3, 16, dtype=torch.float64))
-    torch.testing.assert_close(inverse_pth_root(A, 4, ridge=0.0), inverse_root(A, 4, 1e-300))
+    torch.testing.assert_close(inverse_pth_root(A, 4, "newton", ridge=0.0), inverse_root(A, 4, 1e-300))
 
 
 def test_in_float32_the_damping_is_what_makes_newton_accurate(monkeypatch) -> None:
     monkeypatch.setattr("fallline.core.linalg.roots._working_precision", lambda A: A)
     A = with_eigenvalues(torch.logspace(0, -8, 32, dtype=torch.float64)).float()
     expected = inverse_pth_root(A.double(), 4, "eigh")
-    assert float(torch.linalg.matrix_norm(inverse_pth_root(A, 4) - expected) / torch.linalg.matrix_norm(expected)) < 0.01
+    assert float(torch.linalg.matrix_norm(inverse_pth_root(A, 4, "newton") - expected) / torch.linalg.matrix_norm(expected)) < 0.01
 
 
 def test_hermitian_pth_root_any_real_order_and_no_gradient() -> None:
     factor = torch.randn(5, 5, generator=generator(), dtype=torch.complex128)
     A = factor @ factor.mH + torch.eye(5)
-    root = inverse_pth_root(A, 2, ridge=0.0)
+    root = inverse_pth_root(A, 2, "newton", ridge=0.0)
     torch.testing.assert_close(root @ root @ A, torch.eye(5, dtype=torch.complex128), rtol=1e-6, atol=1e-6)
     B = positive_definite(3).requires_grad_()
     half = inverse_pth_root(B, 2.5, "eigh", ridge=0.0)
@@ -148,7 +148,7 @@ def test_hermitian_pth_root_any_real_order_and_no_gradient() -> None:
     ((torch.ones(2, 3), 4), "A must be"),
     ((torch.eye(2), 0), "p must be"),
     ((torch.eye(2), True), "p must be"),
-    ((torch.eye(2), 2.5), "eigh"),
+    ((torch.eye(2), 2.5, "newton"), "eigh"),
     ((torch.eye(2), 4, "svd"), "method must be"),
     ((torch.eye(2), 4, "newton", -1.0), "ridge must be"),
 ])

@@ -55,7 +55,7 @@ def gauss_newton_bartlett(realisation: Any, generator: torch.Generator) -> dict[
                             "Objective(model, loss), or use estimator='hutchinson'")
     with torch.enable_grad():
         logits = realisation.outputs()
-        labels, count = _drawn(logits, getattr(realisation, "targets", None), generator)
+        labels, count = drawn_labels(logits, getattr(realisation, "targets", None), generator)
         loss = realisation.loss(logits, labels)
         realisation._count_gradient()
         variables = realisation.variables
@@ -64,8 +64,8 @@ def gauss_newton_bartlett(realisation: Any, generator: torch.Generator) -> dict[
             for (name, p), g in zip(variables.items(), gradients, strict=True)}
 
 
-def _drawn(logits: Tensor, targets: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | int]:
-    """Labels from the model's softmax, but ignored targets where there are any; and how many were drawn."""
+def drawn_labels(logits: Tensor, targets: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | int]:
+    """Labels from the softmax of logits, but targets below 0 (ignored) where there are any; and how many were drawn."""
     classes = logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0
     if classes < 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

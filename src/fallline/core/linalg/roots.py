@@ -66,7 +66,7 @@ def inverse_root(A: Tensor, order: float, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def inverse_pth_root(A: Tensor, p: float, method: Literal["newton", "eigh"] = "newton", ridge: float = 1e-6) -> Tensor:
+def inverse_pth_root(A: Tensor, p: float, method: Literal["eigh", "newton"] = "eigh", ridge: float = 1e-6) -> Tensor:
     """Return (A + ridge · λ_max(A) · I)^(-1/p) of symmetric positive semi-definite matrices, and NaN where there is none.
 
     Not differentiable. Computed in float64 on the CPU, elsewhere in the dtype of A or float32, in which Newton's iteration needs a
@@ -78,9 +78,15 @@ def inverse_pth_root(A: Tensor, p: float, method: Literal["newton", "eigh"] = "n
         Its symmetric part is taken.
     p : int, or float if by eigenvalues
         The root, > 0: 1 gives the inverse, 4 the inverse fourth root.
+<<<<<<< HEAD
     method : {"newton", "eigh"}
         The coupled Newton iteration, stopped for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when ‖M − I‖_F
         rises 1.2-fold, which keeps the iterate before; or the eigendecomposition.
+=======
+    method : {"eigh", "newton"}
+        The eigendecomposition; or the coupled Newton iteration, for devices that multiply much faster than they decompose. It stops
+        for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when that error rises 1.2-fold, keeping the iterate before.
+>>>>>>> help1
     ridge : float, default 1e-6
         Damping >= 0 in units of the largest eigenvalue, for Newton by at most 100 power iterations.
 
@@ -97,8 +103,8 @@ def inverse_pth_root(A: Tensor, p: float, method: Literal["newton", "eigh"] = "n
         If A is not square, p is no positive number (for Newton, no positive integer), or ridge is negative or infinite.
     """
     require_square(A)
-    if method not in ("newton", "eigh"):
-        raise ValueError(f'method must be "newton" or "eigh", got {method!r}')
+    if method not in ("eigh", "newton"):
+        raise ValueError(f'method must be "eigh" or "newton", got {method!r}')
     if isinstance(p, bool) or not (math.isfinite(p) and p > 0):
         raise ValueError(f"p must be a finite number > 0, got {p!r}; typical values are 2 and 4")
     if method == "newton" and p != int(p):

@@ -32,25 +32,25 @@ from fallline.core.linalg.batches import at_least_float32, identity_like, requir
 from fallline.core.linalg.lyapunov import Lyapunov
 from fallline.core.warning import warn
 
-Approximation = Literal["pade", "taylor", "newton_schulz", "eigh"]
-METHODS = ("pade", "taylor", "newton_schulz", "eigh")
+SquareRoot = Literal["eigh", "pade", "taylor", "newton_schulz"]
+METHODS = ("eigh", "pade", "taylor", "newton_schulz")
 ILL_CONDITIONED = 1e4
 
 
-def sqrtm(A: Tensor, method: Approximation = "pade", order: int = 5, backward_iters: int = 8) -> Tensor:
+def sqrtm(A: Tensor, method: SquareRoot = "eigh", order: int = 5, backward_iters: int = 8) -> Tensor:
     """Return the square root S of symmetric positive definite matrices: S S = A.
 
-    All but ``"eigh"`` are fast for well-conditioned matrices and inaccurate in small eigenvalues: where the Padé approximant has an
-    eigenvalue s √N, its relative error is 2q/(1−q), q = ((1−s)/(1+s))^(2·order+1), and an eigenvalue 0 becomes √N/(2·order+1). Add
-    a multiple of I, raise the order, or use ``"eigh"`` beyond condition numbers of 1e4; a warning says so on the CPU, where
-    it can be seen without waiting.
+    ``"eigh"`` is accurate for every matrix, and on the CPU the fastest as well. The paper's methods are matrix products alone, for
+    accelerators and well-conditioned matrices: they are inaccurate in small eigenvalues. Where the root has an eigenvalue s √N, that of
+    Padé has a relative error 2q/(1−q), q = ((1−s)/(1+s))^(2·order+1); an eigenvalue 0 becomes √N/(2·order+1). Add a multiple of I, or
+    raise the order, beyond condition numbers of 1e4; a warning says so on the CPU, where it can be seen without waiting.
 
     Parameters
     ----------
     A : Tensor, shape (..., n, n)
         Its symmetric part is taken. Real; half precisions are computed in float32.
-    method : {"pade", "taylor", "newton_schulz", "eigh"}
-        The formulas above. By eigenvalues, negative ones count as 0, and the derivative is exact.
+    method : {"eigh", "pade", "taylor", "newton_schulz"}
+        The formulas above. By eigenvalues, negative ones count as 0, and the derivative is exact; the paper's choice is Padé.
     order : int, default 5
         The m above: Padé of [m, m], Taylor of degree 2m, which agrees in as many derivatives, m steps of Newton-Schulz. Not used by
         ``"eigh"``. Padé solves with a matrix whose condition number grows as 4^m: up to 5 in float32, 10 in float64.
@@ -74,7 +74,7 @@ def sqrtm(A: Tensor, method: Approximation = "pade", order: int = 5, backward_it
     return _Root.apply(matrices, method, order, backward_iters).to(A.dtype)
 
 
-def inv_sqrtm(A: Tensor, method: Approximation = "pade", order: int = 5, backward_iters: int = 8) -> Tensor:
+def inv_sqrtm(A: Tensor, method: SquareRoot = "eigh", order: int = 5, backward_iters: int = 8) -> Tensor:
     """Return the inverse square root T of symmetric positive definite matrices: T A T = I.
 
     Parameters, accuracy and warning as for `sqrtm`; no inverse is formed. A zero matrix gives NaN; by eigenvalues, so does any
