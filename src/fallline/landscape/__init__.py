@@ -1,7 +1,5 @@
-"""You have a run that you want to understand: the spectra of its curvature, its saddles, what batches do to it, what rates theory
-guarantees, and whether two solutions share a basin.
-"""You have a run that you want to understand: the spectra of its curvature, its nearness to a Kronecker product, what batches do to it,
-what rates theory guarantees, and whether two solutions share a basin.
+"""You have a run that you want to understand: the spectra of its curvature, its nearness to a Kronecker product, its saddles, what
+batches do to it, what rates theory guarantees, and whether two solutions share a basin.
 
 Diagnostics are plain functions of a problem and a point; they change neither.
 """
@@ -17,7 +15,26 @@ from fallline.landscape.spectrum import Spectrum, SpectrumSummary, spectrum_summ
 from fallline.landscape.theorems import THEOREMS, Theorem, theorem
 
 __all__ = [
-    "BatchHessianReport", "Iterations", "KroneckerReport", "LanczosLR", "RateCheck", "SaddleReport", "Segment", "Spectrum",
-    "SpectrumSummary", "THEOREMS", "Theorem", "batch_hessian_report", "check_rate", "gauss_newton_spectrum", "hessian_spectrum",
-    "iterations_for", "kronecker_report", "saddle_report", "same_basin", "scale_lr", "spectrum_summary", "theorem",
+    "THEOREMS",
+    "BatchHessianReport",
+    "Iterations",
+    "KroneckerReport",
+    "LanczosLR",
+    "RateCheck",
+    "SaddleReport",
+    "Segment",
+    "Spectrum",
+    "SpectrumSummary",
+    "Theorem",
+    "batch_hessian_report",
+    "check_rate",
+    "gauss_newton_spectrum",
+    "hessian_spectrum",
+    "iterations_for",
+    "kronecker_report",
+    "saddle_report",
+    "same_basin",
+    "scale_lr",
+    "spectrum_summary",
+    "theorem",
 ]

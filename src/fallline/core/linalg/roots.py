@@ -78,15 +78,9 @@ def inverse_pth_root(A: Tensor, p: float, method: Literal["eigh", "newton"] = "e
         Its symmetric part is taken.
     p : int, or float if by eigenvalues
         The root, > 0: 1 gives the inverse, 4 the inverse fourth root.
-<<<<<<< HEAD
-    method : {"newton", "eigh"}
-        The coupled Newton iteration, stopped for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when ‖M − I‖_F
-        rises 1.2-fold, which keeps the iterate before; or the eigendecomposition.
-=======
     method : {"eigh", "newton"}
         The eigendecomposition; or the coupled Newton iteration, for devices that multiply much faster than they decompose. It stops
-        for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when that error rises 1.2-fold, keeping the iterate before.
->>>>>>> help1
+        for each matrix when max |M − I| <= 1e-6, after 100 iterations, or when ‖M − I‖_F rises 1.2-fold, keeping the iterate before.
     ridge : float, default 1e-6
         Damping >= 0 in units of the largest eigenvalue, for Newton by at most 100 power iterations.
 
