@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 import fallline as fl
 from fallline.core.processes import run_gloo
 from fallline.optim import DistributedShampoo, Shampoo
-from fallline.optim.engine.placement import Placement
+from fallline.optim.engine.placement import Placement, Processes
 
 # Rounding is amplified by ε^{−1/2}: gradients of half a batch, averaged, are not those of the batch to the last digit.
 SETTINGS = {"lr": 0.01, "eps": 1e-8, "max_dim": 16, "root_every": 4, "start_step": 3, "weight_decay": 0.1}
@@ -119,7 +119,7 @@ def resumed(folder, options):
 
 
 def dealt(sizes):
-    placement = Placement()
+    placement = Placement(Processes())
     for group in sizes:
         placement.deal(group)
     return placement.owners

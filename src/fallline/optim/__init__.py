@@ -21,6 +21,7 @@ from fallline.optim.batch_sizes import GradientMoments, coordinate_test, inner_p
 from fallline.optim.composite import CompositeSMD
 from fallline.optim.conditioning import ConditionReport, condition, condition_report, equilibrate, remove_conditioning
 from fallline.optim.diffgrad import DiffGrad
+from fallline.optim.dion import Dion
 from fallline.optim.distributed_shampoo import DistributedShampoo
 from fallline.optim.dog import DoG, LDoG, TDoG
 from fallline.optim.egn import EGN
@@ -105,6 +106,7 @@ __all__ = [
     "CompositeSMD",
     "ConditionReport",
     "DiffGrad",
+    "Dion",
     "Direction",
     "DistanceOverGradients",
     "DistributedShampoo",

@@ -27,7 +27,7 @@ from fallline.optim.directions.kronecker.preconditioner import Kronecker, second
 from fallline.optim.engine.hyperparameters import check, check_count, check_positive
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import Add, DecoupledDecay, Direction
-from fallline.optim.engine.placement import Placement
+from fallline.optim.engine.placement import Placement, Processes
 from fallline.optim.engine.units import Unit
 
 
@@ -98,7 +98,7 @@ class DistributedShampoo(Optimizer):
         factor = Full(Shifted(eps), late=LateRoots() if late else None)
         kronecker = Kronecker(factor, None, max_dim, root_every, start_step, second_beta, debias=True)
         rule = Grafted(kronecker, Averaged(), chosen_graft(graft, betas), graft_eps, _momentum if momentum else None, nesterov)
-        self.placement = Placement(process_group)
+        self.placement = Placement(Processes.of(process_group))
         self.gather_dtype = gather_dtype
         super().__init__(params, Blocked(rule, max_dim, owned=()), {"lr": lr, "betas": betas, "weight_decay": weight_decay,
                          "momentum": momentum}, move=DecoupledDecay() if decoupled else Add(), **options)
@@ -124,7 +124,7 @@ class DistributedShampoo(Optimizer):
         return replace(self._blocked, owned=self.placement.owned(self._positions()[id(p)]))
 
     def exchange(self, found: Sequence[tuple[Unit, Tensor]]) -> None:
-        if self.placement.world == 1:
+        if self.placement.processes.world == 1:
             return
         directions = {i: u for unit, stacked in found for i, u in zip(unit.indices, stacked, strict=True)}
         size = self._blocked.size
@@ -140,11 +140,11 @@ class DistributedShampoo(Optimizer):
 
     def update(self, *arguments: Any, **options: Any) -> Any:
         """The pure form, in one process only: of several, each has a part of the state."""
-        return self._refuse() if self.placement.world > 1 else super().update(*arguments, **options)
+        return self._refuse() if self.placement.processes.world > 1 else super().update(*arguments, **options)
 
     def _refuse(self) -> NoReturn:
-        raise RuntimeError(f"DistributedShampoo.update() needs the state of all blocks, and {self.placement.world} processes share it; "
-                           "use step(), or ScalableShampoo")
+        raise RuntimeError("DistributedShampoo.update() needs the state of all blocks, and several processes share it; use step(), or "
+                           "ScalableShampoo")
 
 
 def _momentum(group: Mapping[str, Any]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.optim.by_role import ByRole
 from fallline.optim.directions.quotient import Quotient
 from fallline.optim.directions.subspace import (
     PROJECTORS,
@@ -29,8 +30,8 @@ from fallline.optim.directions.subspace import (
     blocks_in_turn,
 )
 from fallline.optim.engine.hyperparameters import check
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
-from fallline.optim.engine.parts import DecoupledDecay, Direction
+from fallline.optim.engine.optimizer import EngineOptions
+from fallline.optim.engine.parts import Direction
 from fallline.optim.engine.roles import roles
 
 Selector = Literal["blockwise", "svd", "columns", "randk", "random"]
@@ -38,30 +39,11 @@ COUNTS = frozenset({"step", "since", "period"})
 """What a matrix without averages keeps: its steps, how many it had when the period began, and which period it was."""
 
 
-class _BySubspace(Optimizer):
-    """Matrices by a subspace rule, everything else by a rule with full state; groups tell them apart by role, or by dimensions."""
+class _BySubspace(ByRole):
+    """Matrices by a subspace rule, everything else by a rule with full state."""
 
     rearranges: ClassVar[bool] = True
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1e-1)}
-
-    def __init__(self, params: Any, matrices: Direction, others: Direction, defaults: dict[str, Any], options: EngineOptions) -> None:
-        self.others = others
-        super().__init__(params, matrices, defaults, move=DecoupledDecay(), **options)
-
-    @classmethod
-    def for_model(cls, model: nn.Module, **hyperparameters: Any) -> Self:
-        """Make the optimizer of a network: embeddings, head, norms and biases keep full state."""
-        return cls(roles(model), **hyperparameters)
-
-    def is_matrix(self, p: Tensor, group: Mapping[str, Any]) -> bool:
-        """Whether the subspace rule applies: role "matrix", or at least two dimensions where no role is given."""
-        return bool(group["role"] == "matrix" if "role" in group else p.ndim >= 2)
-
-    def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        return self.direction if self.is_matrix(p, group) else self.others
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "others": self.others}
 
 
 @register("frugal")

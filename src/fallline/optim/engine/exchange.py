@@ -21,7 +21,7 @@ def step(exchange: Exchange, buckets: list[Bucket], values: list[dict[str, Any]]
     for bucket, numbers in zip(buckets, values, strict=True):
         for unit in bucket.units:
             c = Coefficients(numbers)
-            c.indices = unit.indices
+            unit.describe(c)
             p, g = unit.load(), unit.pack([p.grad for p in unit.params if p.grad is not None])
             new, u, _ = bucket.kernel.first(c, p, g, unit.pieces, ())
             write(unit.pieces, new)

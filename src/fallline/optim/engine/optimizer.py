@@ -212,8 +212,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
             alarm = run_compiled(function, packed(bucket, values, p), p, g, unit.pieces)
         else:
             c = Coefficients(values)
-            if direction.scope == "matrix":
-                c.indices = unit.indices
+            unit.describe(c)
             chunked = elementwise and not direction.reduces
             with reducing(bucket.reduction(unit)) if direction.reduces else nullcontext():
                 alarm = run_eagerly(bucket.kernel, c, p, g, unit.pieces, chunked)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .across import ALONE, Alone
 from .arithmetic import add_scaled, blend, over, scaled
 from .state import State, like, working_dtype
 
@@ -39,6 +40,7 @@ class Coefficients:
     lr: Any
     weight_decay: Any
     indices: list[int]
+    across: Alone = ALONE
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no coefficient {name!r}; return it from `coefficients(group, t)`")
@@ -53,6 +55,8 @@ class Direction:
     so they may branch on coefficients, and ``c.indices`` lists the stacked parameters' positions in the optimizer. ``"joint"``: all
     parameters of a group as one vector ``(n,)``, for rules that must see them together; see :mod:`.joint`. They run eagerly as well.
     ``reduces=True`` marks an elementwise rule that calls :func:`reduce` and must therefore see whole tensors.
+    ``in_parts=True`` marks a rule on matrices that takes this process's part of sharded ones and asks ``c.across`` for what it lacks;
+    others of that scope get them whole.
     ``brings_decay=True`` marks one whose coefficients contain a ``weight_decay`` of its own, ``uses_rate=True`` one that multiplies by
     ``lr`` itself, so that no step size can do it afterwards.
     """
@@ -61,6 +65,7 @@ class Direction:
     supports_complex: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
     is_gradient: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False
     brings_decay: ClassVar[bool] = False
     uses_rate: ClassVar[bool] = False
 

@@ -7,45 +7,52 @@ All processes deal alike. A later group is dealt on top of what there is, so tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 
-class Placement:
-    """Parts and owners over a process group.
+@dataclass(frozen=True)
+class Processes:
+    """A process group by its name, so that it can be copied and compared; all processes where that is None."""
 
-    Parameters
-    ----------
-    group : ProcessGroup, optional
-        All processes by default, or this one where ``torch.distributed`` is not initialised.
-    """
+    name: str | None = None
 
-    def __init__(self, group: Any = None) -> None:
-        if group is not None and not hasattr(group, "rank"):
+    @classmethod
+    def of(cls, group: Any) -> Processes:
+        """Those of a process group, or all for None."""
+        if group is not None and not hasattr(group, "group_name"):
             raise TypeError(f"process_group must be a torch.distributed process group, got {type(group).__name__}")
-        self._name = None if group is None else group.group_name
-        self.loads = [0] * self.world
-        self.owners: list[list[int]] = []
-        """Of every part of every parameter, in the order of the optimizer."""
-        self.gathered_bytes = 0
-        """What every process received in the last gathering, its own parts and padding included."""
+        return cls(None if group is None else group.group_name)
 
     @property
     def group(self) -> Any:
         """The process group; None means all processes."""
-        return None if self._name is None else distributed.distributed_c10d._resolve_process_group(self._name)
+        return None if self.name is None else distributed.distributed_c10d._resolve_process_group(self.name)  # type: ignore[arg-type]
 
     @property
     def world(self) -> int:
-        """How many processes."""
+        """How many there are; 1 where ``torch.distributed`` is not initialised."""
         return distributed.get_world_size(self.group) if distributed.is_initialized() else 1
 
     @property
     def rank(self) -> int:
         """Which of them this is."""
         return distributed.get_rank(self.group) if distributed.is_initialized() else 0
+
+
+class Placement:
+    """Parts of parameters and their owners among processes."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.loads = [0] * processes.world
+        self.owners: list[list[int]] = []
+        """Of every part of every parameter, in the order of the optimizer."""
+        self.gathered_bytes = 0
+        """What every process received in the last gathering, its own parts and padding included."""
 
     def deal(self, sizes: Sequence[Sequence[int]]) -> None:
         """Give the parts of further parameters, of so many numbers each, to owners."""
@@ -58,7 +65,7 @@ class Placement:
 
     def owned(self, i: int) -> tuple[int, ...]:
         """The parts of parameter ``i`` that this process owns."""
-        rank = self.rank
+        rank = self.processes.rank
         return tuple(j for j, owner in enumerate(self.owners[i]) if owner == rank)
 
     def gather(self, parts: Mapping[int, list[Tensor]], dtype: torch.dtype | None) -> None:
@@ -75,15 +82,15 @@ class Placement:
             self._gather(parts, places, kind)
 
     def _gather(self, parts: Mapping[int, list[Tensor]], places: list[tuple[int, int]], dtype: torch.dtype) -> None:
-        by_owner: list[list[tuple[int, int]]] = [[] for _ in range(self.world)]
+        by_owner: list[list[tuple[int, int]]] = [[] for _ in range(self.processes.world)]
         for i, j in places:
             by_owner[self.owners[i][j]].append((i, j))
         sizes = [[parts[i][j].numel() for i, j in own] for own in by_owner]
         length, some = max(map(sum, sizes)), parts[places[0][0]][places[0][1]]
-        mine = [parts[i][j].to(dtype) for i, j in by_owner[self.rank]]
-        sent = torch.cat([*mine, torch.zeros(length - sum(sizes[self.rank]), dtype=dtype, device=some.device)])
-        received = torch.empty(self.world, length, dtype=dtype, device=some.device)
-        distributed.all_gather(list(received.unbind()), sent, group=self.group)
+        mine = [parts[i][j].to(dtype) for i, j in by_owner[self.processes.rank]]
+        sent = torch.cat([*mine, torch.zeros(length - sum(sizes[self.processes.rank]), dtype=dtype, device=some.device)])
+        received = torch.empty(self.processes.world, length, dtype=dtype, device=some.device)
+        distributed.all_gather(list(received.unbind()), sent, group=self.processes.group)
         self.gathered_bytes += received.nbytes
         for own, lengths, row in zip(by_owner, sizes, received, strict=True):
             for (i, j), part in zip(own, row[: sum(lengths)].split(lengths) if lengths else (), strict=True):

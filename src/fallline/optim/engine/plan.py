@@ -22,7 +22,7 @@ from .layout import is_dense, is_sharded, local, sharding
 from .packed import PackedUnit
 from .parts import Average, Direction, Move, StepSize
 from .reduction import How, Reduction
-from .stacked import StackedUnit
+from .stacked import PartsUnit, StackedUnit
 from .state import State, working_dtype
 from .storage import Codec, Storage
 from .units import Entries, FlatUnit, Unit
@@ -154,7 +154,7 @@ def _place(member: Member, sentence: Sentence, step: int) -> _Placed:
     p, direction = member.param, member.direction
     working, view, seen = working_dtype(p.dtype), None, p.detach()
     if direction.scope == "matrix":
-        view = direction.view(tuple(p.shape))
+        view = tuple(local(p).shape) if direction.in_parts and is_sharded(p) else direction.view(tuple(p.shape))
         seen = torch.empty(view, device="meta", dtype=working)
     count = seen.numel() if view else local(p).numel()
     entries = []
@@ -192,7 +192,7 @@ def build(
         placed = sharding(first.param)
         if placed:
             bucket.mesh = placed[0]
-            if first.direction.scope == "elementwise":
+            if first.direction.scope == "elementwise" or first.direction.in_parts:
                 bucket.sharded_dims = tuple(i for i, p in enumerate(placed[1]) if p.is_shard())
         for unit_members in _units(found):
             _add_unit(bucket, unit_members, state)
@@ -243,7 +243,8 @@ def _add_unit(bucket: Bucket, members: list[_Placed], state: MutableMapping[Tens
     first = members[0]
     unit: Unit
     if first.view is not None:
-        unit = StackedUnit(params, first.entries, indices, first.view)
+        kind = PartsUnit if first.direction.in_parts and is_sharded(first.param) else StackedUnit
+        unit = kind(params, first.entries, indices, first.view)
     elif _stands_alone(first) or (len(members) == 1 and _simple(first)):
         unit = FlatUnit(params, first.entries, indices)
     else:

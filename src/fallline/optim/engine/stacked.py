@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import is_sharded, numel, shard
+from .across import Across
+from .layout import is_sharded, local, numel, shard, sharded_as, sharding
 from .reduction import How, batched
 from .state import State
 from .storage import Codec
@@ -22,6 +23,9 @@ class StackedUnit(Unit):
         super().__init__(params, entries, indices)
         self.view = view
         self.full = [_full(p) for p in params] if is_sharded(params[0]) else self.locals
+
+    def describe(self, c: Any) -> None:
+        c.indices = self.indices
 
     def load(self) -> Tensor:
         if is_sharded(self.params[0]):
@@ -92,6 +96,47 @@ class StackedUnit(Unit):
         if declared.labels is not None:
             return {f"{name}.{label}": part for label, part in zip(declared.labels, buffers[0][i], strict=True)}
         return {name: buffers[0][i]}
+
+
+class PartsUnit(StackedUnit):
+    """This process's parts of sharded matrices of one shape as a batch, for rules that work on parts."""
+
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], view: tuple[int, ...]) -> None:
+        Unit.__init__(self, params, entries, indices)
+        self.view, self.full = view, self.locals
+        mesh, placements = sharding(params[0])
+        self.across = Across(mesh, placements, params[0].shape)
+
+    def describe(self, c: Any) -> None:
+        super().describe(c)
+        c.across = self.across
+
+    def load(self) -> Tensor:
+        return self._stack(self.locals)
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        return self._stack(self.real(tensors))
+
+    def store(self, p: Tensor) -> None:
+        for new, target in zip(p.unbind(), self.locals, strict=True):
+            if new.data_ptr() != target.data_ptr():
+                target.copy_(new)
+
+    def started(self, i: int, declared: State) -> Tensor:
+        if declared.along is None or not callable(declared.initial):
+            return Unit.started(self, i, declared)
+        whole = torch.empty(self.params[i].shape, dtype=self.working, device=self.locals[i].device)
+        return self.across.own(declared.start(whole, self.working, self.indices[i]), declared.along)
+
+    def plain_state(self, i: int, value: Tensor, declared: State) -> Tensor:
+        return local(value).reshape(self._shape(declared))
+
+    def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        declared = next(state for entry, state, _ in self.entries if entry == name)
+        part = buffers[0][i]
+        if declared.along is not None:
+            return {name: self.across.shown(part, declared.along)}
+        return {name: sharded_as(part, self.params[i]) if declared.shape is None else part}
 
 
 def _full(t: Any) -> Tensor:

@@ -46,6 +46,8 @@ class State:
     labels : tuple of str, optional
         Names of the parts along the first axis, for entries whose parts come and go one by one (from process to process): the
         optimizer's state shows each as ``name.label``. Matrix scope only.
+    along : int, optional
+        The axis of a matrix of which the entry has one row for every index, for rules on parts of matrices: it is cut with them.
     """
 
     shape: tuple[int, ...] | None = None
@@ -53,6 +55,7 @@ class State:
     nonnegative: bool = False
     initial: Initial = field(default=0.0, compare=False)
     labels: tuple[str, ...] | None = None
+    along: int | None = None
     rows: int | None = None
 
     @property

@@ -111,8 +111,7 @@ class _Work:
 
     def _coefficients(self, values: Mapping[str, Any]) -> Coefficients:
         c = Coefficients(values)
-        if self.bucket.direction.scope == "matrix":
-            c.indices = self.unit.indices
+        self.unit.describe(c)
         return c
 
     def _reducing(self) -> AbstractContextManager[None]:

@@ -47,6 +47,9 @@ class Unit:
         self.lengths = [t.numel() for t in self.locals]
         self.pieces: tuple[Tensor, ...] = ()
 
+    def describe(self, c: Any) -> None:
+        """Add what a rule may ask of this unit to the coefficients."""
+
     def load(self) -> Tensor:
         """The parameters as one plain tensor, which the kernel overwrites."""
         raise NotImplementedError
