@@ -68,6 +68,7 @@ from fallline.optim.smb import SMB
 from fallline.optim.sophia import Sophia
 from fallline.optim.sso import SSO
 from fallline.optim.step_sizes import DistanceOverGradients
+from fallline.optim.step_time import Device, StepTime, measure_device, step_time
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
 from fallline.optim.u_dog import UDoG
 from fallline.optim.with_step_size import WithStepSize
@@ -105,6 +106,7 @@ __all__ = [
     "Blockwise8bit",
     "CompositeSMD",
     "ConditionReport",
+    "Device",
     "DiffGrad",
     "Dion",
     "Direction",
@@ -158,6 +160,7 @@ __all__ = [
     "StableEmbedding",
     "StaticFisher",
     "StepSize",
+    "StepTime",
     "StochasticAGD",
     "Storage",
     "TDoG",
@@ -191,6 +194,7 @@ __all__ = [
     "linear_decay",
     "lion_from_adamw",
     "lion_lyapunov",
+    "measure_device",
     "norm_test",
     "per_sample_gradients",
     "quantize_blockwise",
@@ -199,4 +203,5 @@ __all__ = [
     "remove_conditioning",
     "risk_report",
     "roles",
+    "step_time",
 ]

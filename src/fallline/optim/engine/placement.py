@@ -6,6 +6,7 @@ All processes deal alike. A later group is dealt on top of what there is, so tha
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,21 @@ class Processes:
         return distributed.get_rank(self.group) if distributed.is_initialized() else 0
 
 
+def dealt(sizes: Sequence[Sequence[int]], loads: list[int]) -> list[list[int]]:
+    """The owner of every part of every parameter; ``loads``, what each owner has so far, grows."""
+    owners = [[0] * len(own) for own in sizes]
+    parts = [(n, i, j) for i, own in enumerate(sizes) for j, n in enumerate(own)]
+    least = [(load, rank) for rank, load in enumerate(loads)]
+    heapq.heapify(least)
+    for n, i, j in sorted(parts, key=lambda part: -part[0]):  # stable: equal sizes stay in the order of the parameters
+        load, rank = heapq.heappop(least)
+        owners[i][j] = rank
+        heapq.heappush(least, (load + n, rank))
+    for load, rank in least:
+        loads[rank] = load
+    return owners
+
+
 class Placement:
     """Parts of parameters and their owners among processes."""
 
@@ -56,12 +72,7 @@ class Placement:
 
     def deal(self, sizes: Sequence[Sequence[int]]) -> None:
         """Give the parts of further parameters, of so many numbers each, to owners."""
-        parts = [(n, i, j) for i, own in enumerate(sizes, len(self.owners)) for j, n in enumerate(own)]
-        self.owners += [[0] * len(own) for own in sizes]
-        for n, i, j in sorted(parts, key=lambda part: -part[0]):  # stable: equal sizes stay in the order of the parameters
-            owner = self.loads.index(min(self.loads))
-            self.loads[owner] += n
-            self.owners[i][j] = owner
+        self.owners += dealt(sizes, self.loads)
 
     def owned(self, i: int) -> tuple[int, ...]:
         """The parts of parameter ``i`` that this process owns."""
