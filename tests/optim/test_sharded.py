@@ -13,7 +13,8 @@ from fallline.core.processes import run_gloo
 # Rules that need more than gradients are tested with the oracles they ask.
 NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
 NAMES = [n for n in registry.names() if registry.is_optimizer(n) and n not in NEEDY]
-SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5}, "galore": {"rank": 2, "update_gap": 2}}
+SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5}, "galore": {"rank": 2, "update_gap": 2},
+            "sparse-ggt": {"density": 0.3}, "sparse-m-fac": {"density": 0.3, "compressor": "lowrank", "m": 8}}
 # Block-wise codes share a scale within a block, and blocks are cut from what a process holds.
 CLOSE = {"adam-8bit": 1e-3, "sgdm-8bit": 1e-3}
 

@@ -22,6 +22,7 @@ from fallline.optim.composite import CompositeSMD
 from fallline.optim.conditioning import ConditionReport, condition, condition_report, equilibrate, remove_conditioning
 from fallline.optim.diffgrad import DiffGrad
 from fallline.optim.dog import DoG, LDoG, TDoG
+from fallline.optim.efcp import SparseGGT, SparseMFAC
 from fallline.optim.energy import AEGD, AEPG
 from fallline.optim.engine import BFloat16, Blockwise8bit, Direction, Move, Optimizer, StepSize, Storage, like, reduce, roles
 from fallline.optim.engine.quantized import Quantized
@@ -74,10 +75,10 @@ __all__ = [
     "GeneralizedSmoothness", "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity",
     "Growth", "LDoG", "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad",
     "OptEx", "Optimizer", "PolynomialAverage", "ProxyProx", "Quantized", "RMSPropGS", "RMSprop", "RiemannianAdagrad",
-    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "StableEmbedding",
-    "StaticFisher", "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG", "WarmRestarts", "WithProxy",
-    "WithStepSize", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters", "condition",
-    "condition_report", "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta",
+    "RiemannianAdam", "Risk", "RiskReport", "SGDM8bit", "SGDSaI", "Schedule", "Shampoo", "Snapshots", "Sophia", "SparseGGT",
+    "SparseMFAC", "StableEmbedding", "StaticFisher", "StepSize", "StochasticAGD", "Storage", "TDoG", "Tabulated", "Traits", "UDoG",
+    "WarmRestarts", "WithProxy", "WithStepSize", "XGrad", "acceleration_advice", "add_annealed_noise", "advise", "asgd_parameters",
+    "condition", "condition_report", "constraint_violation", "coordinate_test", "effective_alpha", "equilibrate", "estimate_delta",
     "estimate_growth", "extrapolate", "fit_generalized_smoothness", "gradient_noise_report", "gsnr_report", "inner_product_test",
     "last_iterate_bound", "like", "linear_decay", "lion_from_adamw", "lion_lyapunov", "norm_test", "per_sample_gradients",
     "reduce", "refine", "remove_conditioning", "risk_report", "roles",
