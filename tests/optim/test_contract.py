@@ -20,9 +20,9 @@ NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 REAL = ("lion", "lion-k", "gravity", "shampoo", "adam-8bit", "sgdm-8bit", "optimistic-amsgrad", "riemannian-adam",
         "riemannian-adagrad", "m-fac", "sparse-ggt", "sparse-m-fac")
 # Rules that see a group as one vector: it has one step count, its own products in float64, and what is not finite is everywhere.
-JOINT = ("m-fac", "sparse-ggt", "sparse-m-fac")
+JOINT = ("m-fac", "psgd", "sparse-ggt", "sparse-m-fac")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
-NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
+NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psgd", "psps", "sania", "smb", "sophia", "sso")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
@@ -196,7 +196,7 @@ def test_hooks_run(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_parameters_keep_their_dtype(name, dtype):
-    if name in ("sophia", "oasis") and dtype is torch.float16:
+    if name in ("sophia", "oasis", "psgd") and dtype is torch.float16:
         pytest.skip("the CPU has no half-precision kernel for this network's second backward pass")
     model = network(dtype)
     optimizer = make(name, model.parameters())

@@ -42,6 +42,7 @@ from fallline.optim.optex import OptEx
 from fallline.optim.optimistic_amsgrad import OptAMSGrad, extrapolate
 from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
+from fallline.optim.psgd import PSGD
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
 from fallline.optim.schedules import (
@@ -68,7 +69,7 @@ from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "AEGD", "AEPG", "MARS", "MFAC", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice",
+    "AEGD", "AEPG", "MARS", "MFAC", "OASIS", "PSGD", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice",
     "AdEMAMix", "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
     "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
     "Direction", "DistanceOverGradients", "DoG", "EXAdam", "FisherWindow", "Frugal", "GSNRReport", "GaLore",
