@@ -18,17 +18,18 @@ from fallline.optim.engine import plan
 NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 # Rules that do not treat a complex number as a pair of real ones.
 REAL = ("lion", "lion-k", "gravity", "shampoo", "scalable-shampoo", "distributed-shampoo", "adam-8bit", "sgdm-8bit",
-        "optimistic-amsgrad", "riemannian-adam", "riemannian-adagrad", "m-fac")
+        "optimistic-amsgrad", "riemannian-adam", "riemannian-adagrad", "m-fac", "sparse-ggt", "sparse-m-fac")
 # Rules that see a group as one vector: it has one step count, its own products in float64, and what is not finite is everywhere.
-JOINT = ("m-fac",)
+JOINT = ("m-fac", "psgd", "sparse-ggt", "sparse-m-fac")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
+NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "scalable-shampoo": {"root_every": 2, "start_step": 2, "block": 5}, "distributed-shampoo": {
                 "root_every": 2, "start_step": 2, "max_dim": 5},
             "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
+            "sparse-ggt": {"density": 0.5}, "sparse-m-fac": {"density": 0.9},
             "adam-8bit": {"min_size": 1, "block": 16}, "sgdm-8bit": {"min_size": 1, "block": 16}}
 
 
@@ -198,7 +199,7 @@ def test_hooks_run(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_parameters_keep_their_dtype(name, dtype):
-    if name in ("sophia", "oasis") and dtype is torch.float16:
+    if name in ("sophia", "oasis", "psgd") and dtype is torch.float16:
         pytest.skip("the CPU has no half-precision kernel for this network's second backward pass")
     model = network(dtype)
     optimizer = make(name, model.parameters())
@@ -209,7 +210,8 @@ def test_half_precision_parameters_keep_their_dtype(name, dtype):
     restored = make(name, network(dtype).parameters())
     restored.load_state_dict(optimizer.state_dict())
     kept = [v for s in restored.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    assert all(v.dtype in (torch.float32, torch.uint8, torch.int64) or (name in JOINT and v.dtype is torch.float64) for v in kept)
+    assert all(v.dtype in (torch.float32, torch.uint8, torch.int32, torch.int64) or (name in JOINT and v.dtype is torch.float64)
+               for v in kept)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDY])

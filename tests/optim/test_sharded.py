@@ -11,12 +11,15 @@ from fallline.core.errors import NonFiniteError
 from fallline.core.processes import run_gloo
 
 # Rules that need more than gradients are tested with the oracles they ask.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
+NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
 NAMES = [n for n in registry.names() if registry.is_optimizer(n) and n not in NEEDY]
-SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5}, "galore": {"rank": 2, "update_gap": 2},
+SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5},
+            "galore": {"rank": 2, "update_gap": 2},
             "scalable-shampoo": {"root_every": 2, "start_step": 2, "block": 5},
             "distributed-shampoo": {"root_every": 2, "start_step": 2, "max_dim": 5},
-            "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4}}
+            "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4},
+            "sparse-ggt": {"density": 0.3},
+            "sparse-m-fac": {"density": 0.3, "compressor": "lowrank", "m": 8}}
 # Block-wise codes share a scale within a block, and blocks are cut from what a process holds.
 CLOSE = {"adam-8bit": 1e-3, "sgdm-8bit": 1e-3}
 

@@ -100,7 +100,7 @@ def price(scale: Scale, seed: int) -> Evidence:
           for i, (what, power) in enumerate((("set-up", 2), ("product", 1), ("entry", 1)))),
         exactly("bytes of the window / (4 d m + 8 m²)", window.memory / (4 * d * m + 8 * m**2), 1.0),
         recorded("megabytes of the window", window.memory / 1e6),
-        recorded("bytes of the optimizer's window a parameter, m = 512", MFAC([nn.Parameter(torch.empty(10**6))]).memory / 1e6),
+        recorded("bytes of the optimizer's state a parameter, m = 512", MFAC([nn.Parameter(torch.empty(10**6))]).memory / 1e6),
     ], notes=[f"The paper's cost is time; operations of linear algebra are counted here, seconds are in benchmarks/fisher_window.py. "
               f"d = {d:,}, m = {m}; the static algorithm at m = 64 and 128, d = 2,000 and 4,000."])
 

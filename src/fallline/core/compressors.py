@@ -1,6 +1,6 @@
-"""Compressors of what workers send each other.
+"""Compressors: of what workers send each other, and of what is kept.
 
-Low rank, one step of a power iteration that all workers share:
+The k largest entries, by their size; or low rank, one step of a power iteration that all workers share:
 
     P = mean_w M_w Q;   P̂ = orthonormal columns of P;   Q⁺ = mean_w M_wᵀ P̂;   M̂ = P̂ Q⁺ᵀ ≈ mean_w M_w
 
@@ -17,6 +17,20 @@ from torch import Tensor
 from fallline.core.linalg import orthonormalize
 
 Mean = Callable[[Tensor], Tensor]
+
+
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return int32 indices and values of the k entries of a vector that are largest in size; of equal ones, some, so that it is k."""
+    if not 1 <= k <= len(x) or len(x) > torch.iinfo(torch.int32).max:
+        raise ValueError(f"k must be between 1 and the {len(x)} entries of x, of which there may be 2³¹ − 1, got {k}")
+    indices = x.abs().topk(k, sorted=False).indices
+    return indices.to(torch.int32), x[indices]
+
+
+def power_step(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return P̂ ``(n, r)`` with orthonormal columns and Q⁺ ``(m, r)`` with P̂ Q⁺ᵀ ≈ the matrix ``(n, m)``, by a basis ``(m, r)``."""
+    left = orthonormalize(matrix @ basis)
+    return left, matrix.mT @ left
 
 
 def mean_together(mean: Mean, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,11 +3,12 @@
     F = λ I + (1/m) Γᵀ Γ,  rows of Γ the gradients;   F⁻¹ x = (x − Γᵀ (m λ I + S)⁻¹ Γ x) / λ,  S = Γ Γᵀ
 
 A window keeps the last m gradients, rows of zeros at first, and always divides by m. A new gradient takes the place of the oldest, and
-one row and column of S with it: O(d m), and O(m³) for the factor of m λ I + S; a product costs O(d m + m²). Rows are dense, or sparse
-with k entries each, for which d m becomes m k. What is of size m is computed in float64, whatever the rows are kept in.
+one row and column of S with it: O(d m), and O(m³) for the factor of m λ I + S; a product costs O(d m + m²). Rows are dense, sparse with
+k entries each, for which d m becomes m k, or of matrices of low rank. What is of size m is computed in float64, whatever the rows are
+kept in.
 
 Frantar, Kurtic, Alistarh: M-FAC: Efficient Matrix-Free Approximations of Second-Order Information, NeurIPS 2021, arXiv 2107.03356,
-whose recursions give the same numbers. Sparse rows: Modoranu et al., ICML 2024, arXiv 2306.06098.
+whose recursions give the same numbers. Compressed rows: Modoranu et al., ICML 2024, arXiv 2306.06098.
 """
 
 from __future__ import annotations
@@ -73,6 +74,35 @@ class SparseRows:
     def combine(self, y: Tensor) -> Tensor:
         terms = (self.values.double() * y.unsqueeze(1)).view(-1)
         return y.new_zeros(self.width).index_add(0, self.indices.view(-1), terms)
+
+
+@dataclass(frozen=True)
+class LowRankRows:
+    """Γ of matrices side by side, each A ≈ P Qᵀ: row i has those of ``left[i]`` and ``right[i]``, one matrix after the other.
+
+    ``shapes`` has the rows, columns and rank of each.
+    """
+
+    left: Tensor
+    right: Tensor
+    shapes: tuple[tuple[int, int, int], ...]
+
+    def _factors(self) -> list[tuple[Tensor, Tensor]]:
+        m = len(self.left)
+        lefts = self.left.double().split([rows * rank for rows, _, rank in self.shapes], 1)
+        rights = self.right.double().split([columns * rank for _, columns, rank in self.shapes], 1)
+        return [(p.view(m, rows, rank), q.view(m, columns, rank))
+                for p, q, (rows, columns, rank) in zip(lefts, rights, self.shapes, strict=True)]
+
+    def dot(self, x: Tensor) -> Tensor:
+        found = torch.zeros(len(self.left), dtype=torch.float64, device=x.device)
+        parts = x.split([rows * columns for rows, columns, _ in self.shapes])
+        for (p, q), part, (rows, columns, _) in zip(self._factors(), parts, self.shapes, strict=True):
+            found = found + (p * (part.view(rows, columns).double() @ q)).sum((1, 2))
+        return found
+
+    def combine(self, y: Tensor) -> Tensor:
+        return torch.cat([torch.einsum("iak,i,ibk->ab", p, y, q).reshape(-1) for p, q in self._factors()])
 
 
 def with_row(table: Tensor, index: int, row: Tensor, out: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from fallline.optim.diffgrad import DiffGrad
 from fallline.optim.dion import Dion
 from fallline.optim.distributed_shampoo import DistributedShampoo
 from fallline.optim.dog import DoG, LDoG, TDoG
+from fallline.optim.efcp import SparseGGT, SparseMFAC
 from fallline.optim.egn import EGN
 from fallline.optim.energy import AEGD, AEPG
 from fallline.optim.engine import BFloat16, Blockwise8bit, Direction, Move, Optimizer, StepSize, Storage, like, reduce, roles
@@ -45,6 +46,7 @@ from fallline.optim.optex import OptEx
 from fallline.optim.optimistic_amsgrad import OptAMSGrad, extrapolate
 from fallline.optim.polyak import PSPS, SANIA
 from fallline.optim.proxy_prox import ProxyProx, WithProxy, estimate_delta
+from fallline.optim.psgd import PSGD
 from fallline.optim.regression_risk import Risk, RiskReport, asgd_parameters, risk_report
 from fallline.optim.riemannian import RiemannianAdagrad, RiemannianAdam
 from fallline.optim.saddle_free_newton import SaddleFreeNewton, abs_hessian_step
@@ -81,6 +83,7 @@ __all__ = [
     "MARS",
     "MFAC",
     "OASIS",
+    "PSGD",
     "PSPS",
     "SANIA",
     "SGD",
@@ -157,6 +160,8 @@ __all__ = [
     "Shampoo4bit",
     "Snapshots",
     "Sophia",
+    "SparseGGT",
+    "SparseMFAC",
     "StableEmbedding",
     "StaticFisher",
     "StepSize",

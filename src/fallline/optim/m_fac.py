@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Unpack
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.fisher import WindowedFisher
-from fallline.optim.engine.joint import vector_sizes
+from fallline.optim.engine.joint import memory_of
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 
 
@@ -25,9 +25,9 @@ class MFAC(Optimizer):
     for d parameters. With g itself in the window ‖u‖ is at most m / ‖g‖ however small λ is, and ‖g‖ / λ where λ is large: the right
     learning rate depends on ``damp``.
 
-    Memory: a window takes ``m`` times the parameters' own in float32, 2 KiB a parameter at m = 512 (and 8 m² bytes); ``memory`` has the
-    bytes. Every group has its own window, whose parameters are those that require gradients when it takes its first step, and which is
-    whole on every rank.
+    Memory: a window takes ``m`` times the parameters' own in float32, 2 KiB a parameter at m = 512; ``memory`` has the bytes of all
+    state, before any is made. Every group has its own window, whose parameters are those that require gradients when it takes its
+    first step, and which is whole on every rank.
 
     Parameters
     ----------
@@ -52,17 +52,13 @@ class MFAC(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-3, m: int = 512, damp: float = 1e-5, momentum: float = 0.0,
                  weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
         check_window("m", m, "512")
-        self.m = m
         defaults = {"lr": lr, "damp": damp, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, WindowedFisher(m), defaults, **options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "m": self.m}
-
     @property
     def memory(self) -> int:
-        """Bytes of all windows and their matrices of products."""
-        return sum(self.m * count * itemsize + 8 * self.m**2 for count, itemsize in vector_sizes(self.param_groups))
+        """Bytes of the windows, of their matrices of products and of the averages."""
+        return memory_of(self.direction, self.param_groups)
 
 
 def check_window(name: str, value: Any, typical: str) -> None:

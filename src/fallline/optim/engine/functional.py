@@ -12,7 +12,7 @@ from fallline.core.errors import MissingOracle
 
 from . import door
 from .hooks import First
-from .joint import Joined, Owned, entries_of
+from .joint import Joined, Owned, entries_of, shapes_of
 from .kernels import Kernel
 from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
@@ -33,9 +33,10 @@ class _Item:
     """One parameter with all that its step needs."""
 
     def __init__(
-        self, optimizer: Optimizer, index: int, p: Tensor, own: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
+        self, optimizer: Optimizer, index: int, p: Tensor, own: Tensor, group: Mapping[str, Any], state: Mapping[str, Any],
+        shapes: tuple[tuple[int, ...], ...],
     ) -> None:
-        self.direction: Direction = optimizer.direction_for(own, group)
+        self.direction: Direction = optimizer.direction_for(own, group).with_shapes(shapes)
         self.group, self.index = group, index
         self.shape, self.dtype = p.shape, working_dtype(p.dtype)
         real = torch.view_as_real(p) if p.is_complex() else p
@@ -109,9 +110,10 @@ def _items(optimizer: Optimizer, owned: Sequence[Owned], joined: Joined, overrid
         if name not in optimizer.defaults:
             raise ValueError(f"unknown hyperparameter {name!r}; known: {', '.join(optimizer.defaults)}")
     items = []
-    for (index, *_), p in zip(joined.items, joined.points(), strict=True):
-        own, group, _ = owned[index]
-        items.append(_Item(optimizer, index, p, own, {**group, **overrides}, joined.states[index]))
+    for item, p in zip(joined.items, joined.points(), strict=True):
+        own, group, _ = owned[item[0]]
+        shapes = shapes_of([joined.params[i] for i in item])
+        items.append(_Item(optimizer, item[0], p, own, {**group, **overrides}, joined.states[item[0]], shapes))
     return items
 
 

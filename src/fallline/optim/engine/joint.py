@@ -31,14 +31,21 @@ def has_begun(states: Iterable[Mapping[str, Any]]) -> bool:
     return any(state.get("step") for state in states)
 
 
-def vector_sizes(groups: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Numbers in the vector of every group before its first step, and bytes of one in the working precision."""
-    found = []
+def shapes_of(params: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Their shapes, hashable."""
+    return tuple(tuple(p.shape) for p in params)
+
+
+def memory_of(direction: Direction, groups: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes of what a direction keeps for the vectors of all groups, in the precision of their arithmetic, before the first step."""
+    total = 0
     for group in groups:
         params = [p for p in group["params"] if belongs(p, p.grad is not None, {}, False)]
         if params:
-            found.append((sum(p.numel() for p in params), working_dtype(params[0].dtype).itemsize))
-    return found
+            like = vector_like(params)
+            entries = direction.with_shapes(shapes_of(params)).init(like).values()
+            total += sum(numel(entry.shape_for(like)) * (entry.dtype or like.dtype).itemsize for entry in entries)
+    return total
 
 
 def steps_taken(states: Iterable[Mapping[str, Any]]) -> int:

@@ -7,7 +7,7 @@ scheduler may change lives in the parameter group and reaches the part through `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -73,6 +73,10 @@ class Direction:
         """Host numbers of step ``t`` (from 1), computed once for a whole bucket."""
         return {}
 
+    def with_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> Direction:
+        """Joint scope: this direction for a vector of parameters with these shapes."""
+        return self
+
     def init(self, p: Tensor) -> dict[str, State]:
         """Declare the state of one parameter."""
         return {}
@@ -136,6 +140,9 @@ class Around(Direction):
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return self.inner.coefficients(group, t)
+
+    def with_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> Direction:
+        return replace(self, inner=self.inner.with_shapes(shapes))
 
     def init(self, p: Tensor) -> dict[str, State]:
         return self.inner.init(p)

@@ -8,7 +8,7 @@ its own for every group, whatever the hyperparameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from types import NoneType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .joint import JointUnit, entries_of, steps_taken, vector_like
+from .joint import JointUnit, entries_of, shapes_of, steps_taken, vector_like
 from .kernels import Kernel
 from .layout import is_dense, is_sharded, local, sharding
 from .packed import PackedUnit
@@ -208,7 +208,8 @@ def _kernel(first: Member, entries: Entries, sentence: Sentence, watch: bool) ->
 
 def _vector(members: list[Member], sentence: Sentence, state: MutableMapping[Tensor, dict[str, Any]], watch: bool) -> Bucket:
     """The bucket of one group's vector."""
-    first, params = members[0], [m.param for m in members]
+    params = [m.param for m in members]
+    first = replace(members[0], direction=members[0].direction.with_shapes(shapes_of(params)))
     states = [state[p] for p in params]
     seen = vector_like(params)
     entries = entries_of(sentence.declare(first.direction, seen), first.storage, seen)
