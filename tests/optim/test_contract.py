@@ -20,7 +20,7 @@ NAMES = [name for name in registry.names() if registry.is_optimizer(name)]
 REAL = ("lion", "lion-k", "gravity", "shampoo", "adam-8bit", "sgdm-8bit", "optimistic-amsgrad", "riemannian-adam",
         "riemannian-adagrad")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
+NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso", "tngd")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32

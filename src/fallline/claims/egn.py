@@ -149,7 +149,7 @@ def fewer_steps(scale: Scale, seed: int) -> Evidence:
                     for i, side in enumerate(GRIDS)]
         figures += [recorded(f"loss of {side} after 500 steps, {name}", goals[side]) for side in GRIDS]
     return Evidence(figures, notes=[
-        "Adam and SGD at the best of four learning rates for every seed, 0.0036 to 0.11 and 0.018 to 0.56; EGN at η = 1 and with Adam's "
-        "momentum, 0.9, at the best of four dampings, 1 to 0.001, for the first seed. With η tuned at the default λ = 1 and without "
-        "momentum EGN does not reach Adam's loss on the diabetes data in 200 steps. Losses are on all training data, every fourth step "
-        "of EGN; the houses are generated, eight columns with bumps, a product and noise, in the place of California's."])
+        "Adam and SGD at the best of four learning rates for every seed, 0.0036 to 0.11 and 0.018 to 0.56; EGN at η = 1 and with "
+        "Adam's momentum, 0.9, at the best of four dampings, 1 to 0.001, for the first seed. With η tuned at the default λ = 1 and "
+        "without momentum EGN does not reach Adam's loss on the diabetes data in 200 steps. Losses are on all training data, every "
+        "fourth step of EGN; the houses are generated, eight columns with bumps, a product and noise, in the place of California's."])

@@ -62,12 +62,13 @@ from fallline.optim.sophia import Sophia
 from fallline.optim.sso import SSO
 from fallline.optim.step_sizes import DistanceOverGradients
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
+from fallline.optim.tngd import TNGD
 from fallline.optim.u_dog import UDoG
 from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
 
 __all__ = [
-    "AEGD", "AEPG", "EGN", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice",
+    "AEGD", "AEPG", "EGN", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "TNGD", "AcceleratedSGD", "AccelerationAdvice",
     "AdEMAMix", "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
     "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
     "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness",
