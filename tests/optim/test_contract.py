@@ -22,7 +22,8 @@ REAL = ("lion", "lion-k", "gravity", "shampoo", "scalable-shampoo", "distributed
 # Rules that see a group as one vector: it has one step count, its own products in float64, and what is not finite is everywhere.
 JOINT = ("m-fac", "psgd", "sparse-ggt", "sparse-m-fac")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso")
+NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso",
+         "tngd")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "scalable-shampoo": {"root_every": 2, "start_step": 2, "block": 5}, "distributed-shampoo": {

@@ -72,6 +72,7 @@ from fallline.optim.sso import SSO
 from fallline.optim.step_sizes import DistanceOverGradients
 from fallline.optim.step_time import Device, StepTime, measure_device, step_time
 from fallline.optim.survey import SGD, Adadelta, Adagrad, Adam, AdaMax, Momentum, Nadam, Nesterov, RMSprop
+from fallline.optim.tngd import TNGD
 from fallline.optim.u_dog import UDoG
 from fallline.optim.with_step_size import WithStepSize
 from fallline.optim.xgrad import XGrad
@@ -89,6 +90,7 @@ __all__ = [
     "SGD",
     "SMB",
     "SSO",
+    "TNGD",
     "AcceleratedSGD",
     "AccelerationAdvice",
     "AdEMAMix",

@@ -101,8 +101,13 @@ class WholeBatch:
         return found if self.sign > 0 else -found
 
     def linearized(self) -> GaussNewton:
-        """The objective's model and loss linearised here."""
+        """The objective's model and loss linearised here, its ``sign`` not taken."""
         return GaussNewton(self.closure, self.variables)
+
+    def gauss_newton(self) -> LinearOperator:
+        """The Gauss-Newton matrix of what is minimised."""
+        found = self.linearized().operator
+        return found if self.sign > 0 else -found
 
     def points(self, step: Tensor) -> dict[Tensor, Tensor]:
         """Where the parameters come to be after a step."""

@@ -57,7 +57,9 @@ def test_the_average_is_that_of_the_run():
     for _ in range(20):
         x = ours.run(0.05, x).solution
         by_hand.append(x)
-    torch.testing.assert_close(ours.run(1.0, average=True).solution, torch.stack(by_hand).mean(0))
+    found = ours.run(1.0, average=True)
+    torch.testing.assert_close(found.solution, torch.stack(by_hand).mean(0))
+    torch.testing.assert_close(found.last, by_hand[-1])
 
 
 def test_long_steps_are_shortened_to_where_no_mode_swings():

@@ -14,6 +14,7 @@ Schraudolph: Fast Curvature Matrix-Vector Products for Second-Order Gradient Des
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,9 +82,13 @@ class GaussNewton:
             self._at = self.outputs.clone().requires_grad_()
             loss = realisation.loss(self._at).reshape(())
             (self._slope,) = torch.autograd.grad(loss, self._at, create_graph=True)
-            self._cotangent = torch.zeros_like(self.outputs, requires_grad=True)
-            self._pulled = _grad([found], list(self.point.values()), [self._cotangent], create_graph=True)
         self.loss, self.residual = loss.detach(), self._slope.detach()
+
+    @functools.cached_property
+    def _pulled(self) -> tuple[list[Tensor], Tensor]:
+        """Jᵀ u with the graph of it, and the u, whose value is nothing to a linear map."""
+        cotangent = torch.zeros_like(self.outputs, requires_grad=True)
+        return _grad([self._outputs], list(self.point.values()), [cotangent], create_graph=True), cotangent
 
     def jvp(self, v: Tensor, batched: bool = False) -> Tensor:
         """Return J v, shaped as the outputs."""
@@ -91,7 +96,8 @@ class GaussNewton:
         parts = v.split([p.numel() for p in self.point.values()], -1)
         lead = v.shape[:1] if batched else ()
         vectors = [part.reshape(*lead, *p.shape).to(p.dtype) for part, p in zip(parts, self.point.values(), strict=True)]
-        return _grad(self._pulled, [self._cotangent], vectors, batched)[0]
+        pulled, cotangent = self._pulled
+        return _grad(pulled, [cotangent], vectors, batched)[0]
 
     def vjp(self, u: Tensor, batched: bool = False) -> Tensor:
         """Return Jᵀ u, flat."""

@@ -36,6 +36,8 @@ class OUSolution:
     ----------
     solution : Tensor or tree
         x at the end, or its mean over the run, shaped as b.
+    last : Tensor or tree
+        x at the end, from where another run goes on.
     analog_time : float
         How long the device ran, in units of the inverse of A.
     steps : int
@@ -47,6 +49,7 @@ class OUSolution:
     """
 
     solution: Any
+    last: Any
     analog_time: float
     steps: int
     dt: float
@@ -139,10 +142,9 @@ class OUSolver:
                 x = x + math.sqrt(2 * h * self.beta_inv) * _normal(x, generator)
             if total is not None:
                 total += x
-        found = x if total is None else total / steps
-        flat = isinstance(self.b, Tensor) and self.b.ndim == 1
+        shaped = lambda v: v if isinstance(self.b, Tensor) and self.b.ndim == 1 else tree.unflatten(v, self.b)
         spent = steps + (0 if known or not steps else self.largest.iterations)
-        return OUSolution(found if flat else tree.unflatten(found, self.b), float(t), steps, h, spent)
+        return OUSolution(shaped(x if total is None else total / steps), shaped(x), float(t), steps, h, spent)
 
     def __repr__(self) -> str:
         return f"OUSolver({self.operator!r}, damp={self.damp:g}, dt={self.dt:g}, beta_inv={self.beta_inv:g})"
