@@ -11,7 +11,7 @@ from fallline.core.errors import NonFiniteError
 from fallline.core.processes import run_gloo
 
 # Rules that need more than gradients are tested with the oracles they ask.
-NEEDY = ("aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
+NEEDY = ("adafisher", "adafisherw", "aegd", "aepg", "grad-reg", "oasis", "psps", "sania", "smb", "sophia", "sso")
 NAMES = [n for n in registry.names() if registry.is_optimizer(n) and n not in NEEDY]
 SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5}, "galore": {"rank": 2, "update_gap": 2}}
 # Block-wise codes share a scale within a block, and blocks are cut from what a process holds.

@@ -7,6 +7,7 @@ quantises and shards it.
 from fallline.optim.accelerated import AcceleratedSGD, StochasticAGD
 from fallline.optim.acceleration import AccelerationAdvice, Growth, acceleration_advice, estimate_growth
 from fallline.optim.adabelief import AdaBelief
+from fallline.optim.adafisher import AdaFisher, AdaFisherW
 from fallline.optim.adagrad_norm import AdaGradNorm
 from fallline.optim.adam8bit import Adam8bit, SGDM8bit, StableEmbedding
 from fallline.optim.adamomentum import AdaMomentum
@@ -66,8 +67,9 @@ from fallline.optim.xgrad import XGrad
 
 __all__ = [
     "AEGD", "AEPG", "MARS", "OASIS", "PSPS", "SANIA", "SGD", "SMB", "SSO", "AcceleratedSGD", "AccelerationAdvice", "AdEMAMix",
-    "AdaBelief", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit", "AdamGS", "AdamW",
-    "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD", "ConditionReport", "DiffGrad",
+    "AdaBelief", "AdaFisher", "AdaFisherW", "AdaGradNorm", "AdaMax", "AdaMomentum", "Adadelta", "Adagrad", "Adam", "Adam8bit",
+    "AdamGS", "AdamW", "AdaptiveBatch", "AdaptiveBatchSampler", "Advice", "BFloat16", "Blockwise8bit", "CompositeSMD",
+    "ConditionReport", "DiffGrad",
     "Direction", "DistanceOverGradients", "DoG", "EXAdam", "Frugal", "GSNRReport", "GaLore", "GeneralizedSmoothness",
     "GradNormRecorder", "GradReg", "GradientMoments", "GradientNoise", "GradientNoiseReport", "Gravity", "Growth", "LDoG",
     "LastIterate", "LinearDecay", "Lion", "LionK", "Momentum", "Move", "Nadam", "Nesterov", "OptAMSGrad", "OptEx", "Optimizer",
