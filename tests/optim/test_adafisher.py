@@ -281,6 +281,30 @@ def test_the_optimizer_does_not_hold_the_network() -> None:
     assert watcher() is None and optimizer.param_groups
 
 
+def test_other_rules_go_over_it() -> None:
+    one, two = mlp(), mlp()
+    plain = optim.AdaFisher(one.parameters(), every=2, lr=1e-4)
+    measured = optim.WithStepSize(two.parameters(), base="adafisher", step_size=optim.DistanceOverGradients(), every=2)
+    for t in range(3):
+        plain.step(fl.Objective(one, cross_entropy)(*batch(t)))
+        measured.step(fl.Objective(two, cross_entropy)(*batch(t)))
+        for a, b in zip(one.parameters(), two.parameters(), strict=True):
+            assert t > 0 or torch.equal(plain.state[a]["outputs"], measured.state[b]["outputs"])
+    assert not torch.equal(one[0].weight, two[0].weight)
+
+
+def test_a_step_that_is_left_out_leaves_the_matrix_alone() -> None:
+    model = mlp()
+    optimizer = optim.AdaFisher(model.parameters(), every=1, nonfinite="skip")
+    objective = fl.Objective(model, cross_entropy)
+    optimizer.step(objective(*batch(0)))
+    kept = {name: value.clone() for name, value in optimizer.state[model[0].weight].items() if isinstance(value, Tensor)}
+    x, y = batch(1)
+    x[0, 0] = torch.inf
+    optimizer.step(objective(x, y))
+    assert all(torch.equal(optimizer.state[model[0].weight][name], value) for name, value in kept.items())
+
+
 def test_bad_hyperparameters_are_named() -> None:
     p = [nn.Parameter(torch.ones(2))]
     for settings, message in (({"lam": 0.0}, "lam must be"), ({"beta": 1.0}, "beta must be"), ({"every": 0}, "every must be"),
