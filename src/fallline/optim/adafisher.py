@@ -31,7 +31,7 @@ from fallline.core.modules import sharded
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.core.taps import Taps, input_rows
-from fallline.optim.directions.fisher import INPUTS, Average, OverFisher
+from fallline.optim.directions.fisher_diagonal import INPUTS, Average, OverFisher
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction, Move
