@@ -22,13 +22,13 @@ REAL = ("lion", "lion-k", "gravity", "shampoo", "scalable-shampoo", "distributed
 # Rules that see a group as one vector: it has one step count, its own products in float64, and what is not finite is everywhere.
 JOINT = ("m-fac", "psgd", "sparse-ggt", "sparse-m-fac")
 # Rules that need more than gradients: the loss, the loss elsewhere, curvature.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso",
-         "tngd")
+NEEDY = ("adafisher", "adafisherw", "aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania",
+         "smb", "sophia", "sso", "tngd")
 # Rules that keep a count of their own steps' geometry or subspaces need small settings to be exercised in a few steps.
 SETTINGS = {"frugal": {"update_gap": 2}, "galore": {"rank": 2, "update_gap": 2}, "sophia": {"k": 2}, "shampoo": {"root_every": 2},
             "scalable-shampoo": {"root_every": 2, "start_step": 2, "block": 5}, "distributed-shampoo": {
                 "root_every": 2, "start_step": 2, "max_dim": 5},
-            "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4},
+            "shampoo-4bit": {"T1": 1, "T2": 2, "min_size": 1, "block": 4}, "adafisher": {"every": 2}, "adafisherw": {"every": 2},
             "t-dog": {"reps_rel": 1e3, "lipschitz": 0.01},  # else its first steps are lost in float32
             "sparse-ggt": {"density": 0.5}, "sparse-m-fac": {"density": 0.9},
             "adam-8bit": {"min_size": 1, "block": 16}, "sgdm-8bit": {"min_size": 1, "block": 16}}
@@ -341,9 +341,6 @@ def test_torchs_own_rules_are_torchs(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-# Rules on matrices and whole groups run eagerly; for the others "compile" must change the speed only.
-MATRICES = ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore", "dion")
-COMPILED = [n for n in NAMES if n not in (*MATRICES, *JOINT)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -11,8 +11,8 @@ from fallline.core.errors import NonFiniteError
 from fallline.core.processes import run_gloo
 
 # Rules that need more than gradients are tested with the oracles they ask.
-NEEDY = ("aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania", "smb", "sophia", "sso",
-         "tngd")
+NEEDY = ("adafisher", "adafisherw", "aegd", "aepg", "egn", "grad-reg", "oasis", "psgd", "psps", "saddle-free-newton", "sania",
+         "smb", "sophia", "sso", "tngd")
 NAMES = [n for n in registry.names() if registry.is_optimizer(n) and n not in NEEDY]
 SETTINGS = {"frugal": {"update_gap": 2, "selector": "columns", "density": 0.5},
             "galore": {"rank": 2, "update_gap": 2},

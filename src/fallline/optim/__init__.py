@@ -8,6 +8,7 @@ from fallline.core.fisher_window import FisherWindow, StaticFisher
 from fallline.optim.accelerated import AcceleratedSGD, StochasticAGD
 from fallline.optim.acceleration import AccelerationAdvice, Growth, acceleration_advice, estimate_growth
 from fallline.optim.adabelief import AdaBelief
+from fallline.optim.adafisher import AdaFisher, AdaFisherW
 from fallline.optim.adagrad_norm import AdaGradNorm
 from fallline.optim.adam8bit import Adam8bit, SGDM8bit, StableEmbedding
 from fallline.optim.adamomentum import AdaMomentum
@@ -95,6 +96,8 @@ __all__ = [
     "AccelerationAdvice",
     "AdEMAMix",
     "AdaBelief",
+    "AdaFisher",
+    "AdaFisherW",
     "AdaGradNorm",
     "AdaMax",
     "AdaMomentum",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -24,8 +25,8 @@ class First(NamedTuple):
 class Hooks:
     """Facts about a rule, and functions that the engine calls in a step.
 
-    In this order: ``before_step``, ``evaluate``, the parts and the numbers (``measure``) of parameters that are new, ``estimate``,
-    ``share``; after the directions, ``exchange``.
+    In this order: ``before_step``, ``watching`` around ``evaluate``, the parts and the numbers (``measure``) of parameters that are
+    new, ``estimate``, ``share``; after the directions, ``exchange``.
     """
 
     direction: Direction
@@ -65,6 +66,10 @@ class Hooks:
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Fill the gradients and return the loss; rules that take their gradient from other points override this."""
         return None if closure is None else closure()
+
+    def watching(self, closure: Callable[[], Any] | None) -> AbstractContextManager[Any]:
+        """Around :meth:`evaluate`: rules that read what a network's forward and backward passes hold override this."""
+        return nullcontext()
 
     def before_step(self) -> None:
         """Called when a step begins; rules that rearrange their parameters override this, and leave :meth:`step` as it is."""

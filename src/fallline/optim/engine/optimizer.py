@@ -127,7 +127,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         """
         self._raise_found()
         self.before_step()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.watching(closure):
             loss = self.evaluate(closure)
         plan = self._current_plan()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,9 @@ class Over(Optimizer):
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         return self.rule.evaluate(closure)
+
+    def watching(self, closure: Callable[[], Any] | None) -> AbstractContextManager[Any]:
+        return self.rule.watching(closure)
 
     def before_step(self) -> None:
         self.rule.before_step()
