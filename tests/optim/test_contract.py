@@ -341,10 +341,8 @@ def test_torchs_own_rules_are_torchs(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-
-
 # Rules on matrices and whole groups run eagerly; for the others "compile" must change the speed only.
-MATRICES = ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore", "dion")
+MATRICES = ("shampoo", "scalable-shampoo", "distributed-shampoo", "shampoo-4bit", "frugal", "galore", "dion", "adafisher", "adafisherw")
 COMPILED = [n for n in NAMES if n not in (*MATRICES, *JOINT)]
 
 
