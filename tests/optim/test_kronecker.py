@@ -84,7 +84,8 @@ def scalable(start, grads, *, lr=0.1, betas=(0.9, 0.999), block=4, every=2, begi
 def test_scalable_shampoo_is_its_formulas(options):
     start, grads = normal(6, 9), gradients(6, 9)
     names = {"every": "root_every", "begin": "start_step", "decay": "weight_decay"}
-    settings = {"block": 4, "root_every": 2, "start_step": 3, "method": "eigh", **{names.get(n, n): x for n, x in options.items()}}
+    given = {names.get(n, n): x for n, x in options.items()}
+    settings = {"lr": 0.1, "block": 4, "root_every": 2, "start_step": 3, "method": "eigh", **given}
     points, _ = run(lambda p: ScalableShampoo(p, **settings), start, grads)
     torch.testing.assert_close(points[-1], scalable(start, grads, **options), rtol=1e-8, atol=1e-8)
 
@@ -153,7 +154,7 @@ def test_a_dimension_over_the_cap_has_no_factor_and_others_take_its_part():
 
 def test_without_a_factor_the_graft_takes_its_own_step():
     start, grads = normal(12), gradients(12, steps=4)
-    points, _ = run(lambda p: ScalableShampoo(p, block=4, max_dim=8, betas=(0.0, 0.999)), start, grads)
+    points, _ = run(lambda p: ScalableShampoo(p, lr=0.1, block=4, max_dim=8, betas=(0.0, 0.999)), start, grads)
     W, squares = start.clone(), 0
     for g in grads:
         squares = squares + g * g

@@ -30,7 +30,7 @@ class ScalableShampoo(Optimizer):
     Parameters
     ----------
     params : iterable of Tensor or dict
-    lr : float, default 0.1
+    lr : float, default 0.01
         That of the diagonal method, whose steps have their length here.
     betas : pair of float, default (0.9, 0.999)
         β₁ of the momentum over grafted steps, which is a sum; β₂ of the statistics, where 1 makes them sums, and of a graft with an
@@ -65,10 +65,10 @@ class ScalableShampoo(Optimizer):
     never enter one. State: 2 b² numbers a mode and block of side b (3 b² if late), the graft's and the momentum's.
     """
 
-    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 1.0)}
+    space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 0.3)}
     closed: ClassVar[Mapping[str, int]] = {"betas": 1}
 
-    def __init__(self, params: Any, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.999), block: int = 128, root_every: int = 20,
+    def __init__(self, params: Any, lr: float = 0.01, betas: tuple[float, float] = (0.9, 0.999), block: int = 128, root_every: int = 20,
                  graft: Graft | None = "adagrad", start_step: int = 5, weight_decay: float = 0.0, nesterov: bool = False,
                  late: bool = False, method: Literal["newton", "eigh"] = "newton", ridge: float = 1e-6, max_dim: int = 8192,
                  graft_eps: float = 1e-8, **options: Unpack[EngineOptions]) -> None:
