@@ -115,8 +115,8 @@ def saddle(scale: Scale, seed: int) -> Evidence:
         errors = [float((P - inverse).norm() / inverse.norm()) for P in found]
         figures.append(at_most(f"relative error of P, {kind}", errors, 0.1))
     return Evidence(figures + (networks(seed) if scale is Scale.FULL else []),
-                    notes=["500 pairs at the default rate of 0.01, which is constant: P keeps moving about. The full scale has 5,000 and "
-                           "adds a convolutional network on digits, not a ResNet on CIFAR."])
+                    notes=["500 pairs at the default rate of 0.01, which is constant: P keeps moving about. The full scale has 5,000 "
+                           "and adds a convolutional network on digits, not a ResNet on CIFAR."])
 
 
 def networks(seed: int) -> list[Figure]:
