@@ -65,6 +65,15 @@ def test_a_parameter_put_in_another_s_place_is_the_one_that_moves():
     assert (new < 1).all()
 
 
+def test_a_state_can_be_loaded_again_and_again():
+    p = parameter(10)
+    optimizer = optim.Adam([p])
+    for _ in range(3):
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[p]["step"] == 3
+
+
 @pytest.mark.parametrize("n", [4, 300])
 def test_data_that_is_transposed_or_cut_in_place_is_followed(n):
     ours, theirs = parameter(n, n), parameter(n, n)

@@ -79,11 +79,19 @@ def _codec(state: State, storage: Storage, like: Tensor) -> Codec:
 
 
 class JointUnit(Unit):
-    """The parameters of one group as a vector ``(n,)``; see the module. ``rests`` says which have no gradient."""
+    """The parameters of one group as a vector ``(n,)``; see the module.
 
-    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], rests: Sequence[bool]) -> None:
+    ``rests`` says which have no gradient. The state of an ``earlier`` unit of the same parameters is taken over where it lies: a window
+    of gradients must not be in memory twice because a learning rate has left 0.
+    """
+
+    def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], rests: Sequence[bool],
+                 earlier: Sequence[Unit] = ()) -> None:
         super().__init__(params, entries, indices)
         self.rests = rests
+        known = [unit for unit in earlier if isinstance(unit, JointUnit) and list(map(id, unit.params)) == list(map(id, params))]
+        self.kept = {name: (buffer, parts) for unit in known for name, (buffer, parts) in unit.held.items()}
+        self.held: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self.lengths = [p.numel() for p in params]
         self.total = sum(self.lengths)
         self.counts = torch.tensor(self.lengths, device=self.locals[0].device)
@@ -126,13 +134,18 @@ class JointUnit(Unit):
         shown: list[dict[str, Tensor]] = [{} for _ in self.params]
         pieces: list[Tensor] = []
         for name, declared, codec in self.entries:
-            buffer = self._started(declared, codec)
-            for part, own, state in zip(self.parts(buffer, declared), shown, states, strict=False):  # one part of the whole
-                if name in state:
-                    part.copy_(_fitting(name, state[name], part))
+            buffer, parts = self.kept.get(name, (None, []))
+            if buffer is None or any(state.get(name) is not part for state, part in zip(states, parts, strict=False)):
+                buffer = self._started(declared, codec)
+                parts = self.parts(buffer, declared)
+                for part, state in zip(parts, states, strict=False):  # one part of the whole
+                    if name in state:
+                        part.copy_(_fitting(name, state[name], part))
+            for part, own in zip(parts, shown, strict=False):
                 own[name] = part
+            self.held[name] = buffer, parts
             pieces.append(buffer)
-        self.pieces = tuple(pieces)
+        self.pieces, self.kept = tuple(pieces), {}
         return shown
 
     def _started(self, declared: State, codec: Codec) -> Tensor:

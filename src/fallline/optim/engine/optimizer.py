@@ -106,6 +106,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._forget()
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's own, which no group here has: the next loading would miss it
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a ``state_dict()``; every entry keeps the dtype it was saved with."""
@@ -265,7 +266,8 @@ class Optimizer(Hooks, torch.optim.Optimizer):
             for m, numbers in zip(new, self.measure(firsts, self.state.values()), strict=True):
                 self.state[m.param].update({name: torch.as_tensor(x, dtype=torch.float64) for name, x in numbers.items()})
         keys = {id(group): hyperparameters(group, self.defaults) for group in self.param_groups}
-        buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise")
+        earlier = self._plan.buckets if self._plan is not None else ()
+        buckets = build(members, self.sentence, self.state, keys, self.nonfinite == "raise", earlier)
         if self.sentence.step_size is not None and buckets:
             self._scalars = two_pass.adopt_scalars(self.sentence.step_size, buckets, self.state)
         resting = sum(p in self.state for p in idle)

@@ -172,10 +172,11 @@ def build(
     state: MutableMapping[Tensor, dict[str, Any]],
     hyperparameters: Mapping[int, Any],
     watch: bool,
+    earlier: Sequence[Bucket] = (),
 ) -> list[Bucket]:
     """Sort parameters with gradients into buckets and units and bring their state into place.
 
-    ``hyperparameters`` maps ``id(group)`` to a hashable.
+    ``hyperparameters`` maps ``id(group)`` to a hashable; ``earlier`` are the buckets of the plan before.
     """
     sorted_: dict[tuple[Any, ...], list[_Placed]] = {}
     vectors: dict[tuple[int, Direction], list[Member]] = {}
@@ -197,7 +198,8 @@ def build(
         for unit_members in _units(found):
             _add_unit(bucket, unit_members, state)
         buckets.append(bucket)
-    return buckets + [_vector(found, sentence, state, watch) for found in vectors.values() if not all(m.rests for m in found)]
+    units = [unit for bucket in earlier for unit in bucket.units]
+    return buckets + [_vector(found, sentence, state, watch, units) for found in vectors.values() if not all(m.rests for m in found)]
 
 
 def _kernel(first: Member, entries: Entries, sentence: Sentence, watch: bool) -> Kernel:
@@ -206,7 +208,8 @@ def _kernel(first: Member, entries: Entries, sentence: Sentence, watch: bool) ->
     return Kernel(first.direction, first.move, sentence.average, codecs, bool(first.group["maximize"]), decays, watch)
 
 
-def _vector(members: list[Member], sentence: Sentence, state: MutableMapping[Tensor, dict[str, Any]], watch: bool) -> Bucket:
+def _vector(members: list[Member], sentence: Sentence, state: MutableMapping[Tensor, dict[str, Any]], watch: bool,
+            earlier: Sequence[Unit]) -> Bucket:
     """The bucket of one group's vector."""
     params = [m.param for m in members]
     first = replace(members[0], direction=members[0].direction.with_shapes(shapes_of(params)))
@@ -215,7 +218,7 @@ def _vector(members: list[Member], sentence: Sentence, state: MutableMapping[Ten
     entries = entries_of(sentence.declare(first.direction, seen), first.storage, seen)
     bucket = Bucket(first.group, first.direction, _kernel(first, entries, sentence, watch), steps_taken(states))
     bucket.mesh = next((sharding(p)[0] for p in params if sharding(p)), None)
-    _add(bucket, JointUnit(params, entries, [m.index for m in members], [m.rests for m in members]), states)
+    _add(bucket, JointUnit(params, entries, [m.index for m in members], [m.rests for m in members], earlier), states)
     return bucket
 
 

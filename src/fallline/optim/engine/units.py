@@ -2,7 +2,8 @@
 
 - :class:`FlatUnit`: a big tensor as a 1-D view of its own memory;
 - :class:`.packed.PackedUnit`: many small tensors copied into one flat buffer and back;
-- :class:`.stacked.StackedUnit`: tensors of one shape as a batch ``(B, *view)``, for the matrix scope.
+- :class:`.stacked.StackedUnit`: tensors of one shape as a batch ``(B, *view)``, for the matrix scope;
+- :class:`.joint.JointUnit`: all parameters of a group as one vector, for the joint scope.
 
 State lives in the unit's own layout for good; ``optimizer.state[p]`` shows views of it.
 """
