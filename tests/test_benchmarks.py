@@ -15,6 +15,7 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import curvature  # noqa: E402
 import harness  # noqa: E402
 import matrix_roots  # noqa: E402
 import optim_rules  # noqa: E402
@@ -260,6 +261,13 @@ def test_trajectories_tell_rules_apart() -> None:
 def test_a_quick_look_at_the_driver() -> None:
     (table,) = overhead.tables(replace(QUICK, only=("solve",)))
     assert [row.name for row in table.rows] == ["bare loop", "solve"] and len(table.rows[1].ratios) == 2
+
+
+def test_a_quick_look_at_curvature() -> None:
+    found = curvature.tables(QUICK)
+    products, steps = [["evaluated again", "kept"]] * 2, [["203 parameters", "803 parameters"]]
+    assert [[row.name for row in table.rows] for table in found] == products + steps
+    assert all(table.figure(goal.row, goal.figure) is not None for table in found for goal in table.goals)
 
 
 def test_a_quick_look_at_the_machinery_and_at_records() -> None:

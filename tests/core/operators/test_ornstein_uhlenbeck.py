@@ -65,8 +65,8 @@ def test_the_average_is_that_of_the_run():
 def test_long_steps_are_shortened_to_where_no_mode_swings():
     ours = solver(dt=10.0)
     found = ours.run(5.0)
-    assert found.dt == pytest.approx(0.1, rel=0.1) and ours.largest.value == pytest.approx(10.0, rel=0.1)
-    assert found.matvecs == found.steps + ours.largest.iterations
+    assert found.dt == pytest.approx(0.1, rel=0.1) and ours.largest == pytest.approx(10.0, rel=0.1)
+    assert found.matvecs == found.steps + 6
     assert ours.run(5.0).matvecs == found.steps
 
 
