@@ -5,9 +5,9 @@
 ``fallline.optim.step_time`` predicts a step from what one device does (`fallline.optim.measure_device`: memory, products and roots of
 blocks of 128, one thread a process) and what the network does. The first table holds it against one and two processes over gloo here,
 with the time of gloo's own gathering of as many bytes as its network: one GPT block of width 512, roots every 10 steps; measured
-milliseconds are of whole steps, roots included. The second predicts 1 to 4,096 devices like this one, with a network of 25 GB/s and 10 µs a
-device, for a GPT of 24 blocks of width 1,024, roots every 50 steps; times are in milliseconds. The same call with the figures of a GPU
-predicts GPUs; none was measured here.
+milliseconds are of whole steps, roots included. The second predicts 1 to 4,096 devices like this one, with a network of 25 GB/s and 10
+µs a device, for a GPT of 24 blocks of width 1,024, roots every 50 steps; times are in milliseconds. The same call with the figures of
+a GPU predicts GPUs; none was measured here.
 """
 
 from __future__ import annotations
