@@ -81,7 +81,7 @@ def test_a_matrix_without_a_gradient_at_first_is_not_lost():
         p.grad = torch.zeros_like(p) if t == 0 else torch.randn(6, 5, dtype=torch.float64, generator=Key(t).generator())
         before = p.detach().clone()
         optimizer.step()
-    assert not torch.equal(p.detach(), before)
+        assert int((p != before).any(1).sum()) == (0 if t == 0 else 6)  # all rows
 
 
 @pytest.mark.parametrize("scalar_algo", ["adamw", "lion"])
@@ -130,6 +130,11 @@ def test_bad_arguments_are_refused_by_name(options, message):
         Dion([nn.Parameter(torch.ones(2, 2))], **options)
 
 
+def test_a_group_has_its_own_mu():
+    with pytest.raises(ValueError, match="mu must be"):
+        Dion([{"params": [nn.Parameter(torch.ones(2, 2))], "mu": 5.0}])
+
+
 # ---------------------------------------------------------------- processes
 
 
@@ -150,6 +155,28 @@ def unsynchronised(rank, world):
     train(model, optimizer, 5, start=20, rows=slice(rows * rank, rows * rank + rows))
     return {"parameters": [whole(p) for p in model.parameters()], "bytes": optimizer.reduced_bytes, "apart": apart,
             "together": together}
+
+
+def with_a_closure(rank):
+    """Gradients that the step itself asks for, and one that is not finite in one process only."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4).double()
+    optimizer = Dion(model.parameters(), process_group=torch.distributed.group.WORLD, nonfinite="skip")
+    for t in range(4):
+        x = torch.randn(8, 6, dtype=torch.float64, generator=Key(t).fold(rank).generator())
+
+        def closure(x=x, t=t):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            if t == 2 and rank == 0:
+                model.weight.grad[0, 0] = math.nan
+            return loss.detach()
+
+        before = model.weight.detach().clone()
+        optimizer.step(closure)
+        assert torch.equal(model.weight, before) == (t == 2)
+    return [whole(p) for p in model.parameters()]
 
 
 def sharded(rank, mesh_shape):
@@ -208,7 +235,7 @@ def resumed(rank, folder):
 
 def of_two(rank, folder):
     saved(rank, folder)
-    return {"unsynchronised": unsynchronised(rank, 2), "sharded": sharded(rank, (2,))}
+    return {"unsynchronised": unsynchronised(rank, 2), "sharded": sharded(rank, (2,)), "closure": with_a_closure(rank)}
 
 
 def of_four(rank, folder):
@@ -241,9 +268,16 @@ def test_processes_that_do_not_average_gradients_are_one(runs, alone, world):
         torch.testing.assert_close(together[0][i], sum(found[i] for found in apart) / world)
 
 
+def test_processes_average_after_the_closure_and_skip_together(runs):
+    first, second = (run["closure"] for run in runs[2])
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 def test_processes_send_low_rank_parts_only(runs):
     model = network()
     expected = sum((sum(p.shape) * max(1, round(min(p.shape) / 4)) if p.ndim == 2 else p.numel()) * 8 for p in model.parameters())
+    expected += 8  # whether all is finite
     assert all(run["unsynchronised"]["bytes"] == expected for run in runs[2])
 
 

@@ -1,5 +1,7 @@
 """Blocks that belong to processes: what two and four processes give is what one gives, and each keeps its part of the state."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -125,12 +127,21 @@ def dealt(sizes):
     return placement.owners
 
 
+def with_an_empty_parameter():
+    p, empty = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.zeros(0, 5))
+    optimizer = DistributedShampoo([p, empty], **SETTINGS)
+    p.grad, empty.grad = torch.ones(3, 3), torch.zeros(0, 5)
+    optimizer.step()
+    return p.detach()
+
+
 def of_two(rank, folder):
     """Everything that two processes do, in one start of them."""
     found = {name: replicated(rank, 2, options) for name, options in OPTIONS.items()}
     for name in ("", "late"):
         saved(f"{folder}/{name}", OPTIONS[name])
-    return {**found, "sharded": fully_sharded(rank, (2,)), "owners": dealt([[[4, 4, 1], [9]], [[2]]])}
+    return {**found, "sharded": fully_sharded(rank, (2,)), "owners": dealt([[[4, 4, 1], [9]], [[2]]]),
+            "empty": with_an_empty_parameter(), "pickled": list(pickle.dumps(DistributedShampoo(network().parameters(), **SETTINGS)))}
 
 
 def of_four(rank, folder):
@@ -183,6 +194,16 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four_and_in_one(two, four, fol
     model, _ = alone(OPTIONS[name])
     close(model, [run[f"resumed {name}"] for run in four], 1e-10)
     close(model, [resumed(f"{folder}/{name}", OPTIONS[name])], 1e-10)
+
+
+def test_an_empty_parameter_is_no_part_and_another_number_of_processes_is_refused(two):
+    assert all(not torch.equal(run["empty"], torch.ones(3, 3)) for run in two)
+    optimizer = pickle.loads(bytes(two[0]["pickled"]))
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="made for 2 processes, and there are 1"):
+        optimizer.step()
 
 
 def test_parts_go_to_the_process_that_has_least(two):

@@ -12,7 +12,7 @@ from fallline.core.linalg import inverse_pth_root, inverse_root
 from fallline.optim import DistributedShampoo, ScalableShampoo, Shampoo, Shampoo4bit, quantize_blockwise
 from fallline.optim.directions.kronecker.blocks import all_blocks, block_sizes, merged, of_blocks, regions
 from fallline.optim.directions.kronecker.eigencodes import EigenCodes
-from fallline.optim.directions.kronecker.factors import Full, Ridged
+from fallline.optim.directions.kronecker.factors import Exponent, Full, Ridged
 from fallline.optim.engine.codebook import table
 
 
@@ -45,8 +45,6 @@ def slices(n, size):
 
 
 def diagonal(graft, G, squares, correction):
-    if graft == "rmsprop":
-        return G / (squares + 1e-8).sqrt()
     return G if graft == "sgd" else G / ((squares / correction).sqrt() + 1e-8)
 
 
@@ -88,6 +86,66 @@ def test_scalable_shampoo_is_its_formulas(options):
     settings = {"lr": 0.1, "block": 4, "root_every": 2, "start_step": 3, "method": "eigh", **given}
     points, _ = run(lambda p: ScalableShampoo(p, **settings), start, grads)
     torch.testing.assert_close(points[-1], scalable(start, grads, **options), rtol=1e-8, atol=1e-8)
+
+
+def test_the_factor_of_half_exponents_is_as_old_as_the_roots():
+    p, G = nn.Parameter(normal(8, 6)), normal(8, 6, seed=1)
+    optimizer, lengths = Shampoo([p], lr=1.0, eps=1e-8, exponent="half", root_every=100), []
+    for _ in range(20):
+        before = p.detach().clone()
+        p.grad = G.clone()
+        optimizer.step()
+        lengths.append(float((before - p.detach()).norm()))
+    assert max(lengths) < 1.001 * min(lengths)
+
+
+def test_momentum_is_that_of_the_group_and_decay_joins_before_it():
+    start, grads = normal(5, 3), gradients(5, 3, steps=4)
+    settings = {"lr": 0.1, "eps": 1e-6, "max_dim": 8, "start_step": 1, "root_every": 1, "betas": (0.0, 1.0), "graft": None,
+                "weight_decay": 0.1}
+    plain, _ = run(lambda p: DistributedShampoo(p, **settings), start, grads[:1])
+    step = (start - plain[0]) / 0.1 - 0.1 * start
+    points, optimizer = run(lambda p: DistributedShampoo([{"params": p, "momentum": 0.9}], **settings), start, grads)
+    p = optimizer.param_groups[0]["params"][0]
+    assert "momentum.0.0" in optimizer.state[p]
+    torch.testing.assert_close(points[0], start - 0.1 * (step + 0.1 * start))
+    W, B, L, R = start, 0, 0, 0
+    for g in grads:
+        L, R = L + g @ g.T, R + g.T @ g
+        eye = lambda A: A + 1e-6 * torch.eye(len(A), dtype=A.dtype)
+        B = 0.9 * B + inverse_root(eye(L), 4, 1e-12) @ g @ inverse_root(eye(R), 4, 1e-12) + 0.1 * W
+        W = W - 0.1 * B
+    torch.testing.assert_close(points[-1], W, rtol=1e-8, atol=1e-8)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    p.grad = grads[0].clone()
+    optimizer.step()
+    assert "momentum.0.0" not in optimizer.state[p]
+
+
+@pytest.mark.parametrize("make", [ScalableShampoo, DistributedShampoo])
+def test_a_group_whose_squares_are_summed_has_no_averaged_graft(make):
+    with pytest.raises(ValueError, match="graft must be 'adagrad' or 'sgd' where"):
+        make([{"params": [nn.Parameter(torch.ones(3))], "betas": (0.9, 1.0)}], graft="rmsprop")
+
+
+def test_steps_whose_roots_autograd_cannot_follow_are_not_unrolled():
+    p = nn.Parameter(normal(4, 4))
+    for make in (lambda: ScalableShampoo([p], root_every=1, start_step=1), lambda: Shampoo4bit([p], T1=1, T2=1, min_size=1),
+                 lambda: DistributedShampoo([p], root_every=1, start_step=1, late=True)):
+        optimizer = make()
+        g = normal(4, 4, seed=1).requires_grad_()
+        with pytest.raises(RuntimeError, match="cannot be unrolled by autograd"):
+            optimizer.update([p], [g], optimizer.init([p]))
+
+
+def test_late_jobs_do_not_pile_up():
+    params = [nn.Parameter(normal(6, 6, seed=i)) for i in range(3)]
+    optimizer = ScalableShampoo(params, block=3, root_every=2, start_step=1, late=True)
+    for t in range(30):
+        for i, p in enumerate(params):
+            p.grad = normal(6, 6, seed=10 * t + i) if i or t % 2 else None
+        optimizer.step()
+    assert len(optimizer.direction.inner.inner.factor.late._jobs) <= 12
 
 
 def test_defaults_are_the_papers():
@@ -176,7 +234,8 @@ def test_blocks_cover_a_tensor_once(shape):
 
 def test_small_neighbouring_dimensions_are_merged_from_the_last_on():
     assert merged((64, 3, 5, 5), 100) == (64, 75)
-    assert merged((2, 5, 1), 10) == (10,) and merged((), 10) == (1,)
+    assert merged((2, 5, 1), 10) == (10,) and merged((), 10) == (1,) and merged((1, 1), 10) == (1,)
+    assert merged((12, 1), 8) == (12,)
     assert merged((32, 3, 64, 64), 8192) == (96, 4096)
 
 
@@ -277,11 +336,11 @@ def test_a_factor_in_eight_bits_is_close_to_the_whole_one():
         rows = normal(1, n, 40, seed=t, dtype=torch.float32) * torch.logspace(0, -1, n)[:, None]
         A = 0.9 * A + 0.1 * rows[0] @ rows[0].T
         s |= factor.observed(rows, s, c)
-    s |= factor.renewed(s, 4, c)
+    s |= factor.renewed("key", s, Exponent(4), c)
     values, V = torch.linalg.eigh(A)
     exact = V @ torch.diag((values + 1e-6 * values.max()) ** -0.25) @ V.T
     x = normal(1, n, 3, dtype=torch.float32)
-    torch.testing.assert_close(factor.multiply(x, 0, s, 4, c)[0], exact @ x[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(factor.multiply(x, 0, s, Exponent(4), c)[0], exact @ x[0], rtol=0.05, atol=0.05)
     torch.testing.assert_close(s["eigenvalues"][0], values, rtol=0.05, atol=0.02)
 
 
@@ -296,6 +355,17 @@ def test_four_bit_shampoo_feeds_its_base_and_counts_its_bytes():
     assert all(state[f"{name}_codes{i}"].dtype == torch.uint8 for name in ("vectors", "root") for i in range(2))
     small = sum(x.nbytes for name, x in state.items() if name != "step")
     assert small < 4 * 2 * (96**2 + 80**2) / 5
+
+
+def test_silent_gradients_leave_the_last_root():
+    p = nn.Parameter(normal(8, 8, dtype=torch.float32))
+    optimizer = Shampoo4bit([p], fl.optim.SGD, beta=0.5, T1=1, T2=1, min_size=1, block=4)
+    for t in range(200):
+        p.grad = normal(8, 8, seed=t, dtype=torch.float32) if t < 3 else torch.zeros(8, 8)
+        optimizer.step()
+    p.grad = normal(8, 8, seed=1, dtype=torch.float32)
+    optimizer.step()
+    assert p.isfinite().all()
 
 
 def test_small_factors_and_32_bits_stay_whole():

@@ -8,7 +8,8 @@ Ahn, Xu, Abreu, Fan, Magakyan, Sharma, Zhan, Langford: Dion: Distributed Orthono
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, Unpack, cast
 
@@ -53,8 +54,8 @@ class Dion(ByRole):
     ----------
     params : iterable of Tensor or dict
     lr : float, default 0.01
-        For matrices and others alike, unless groups have their own; with ``scalar_algo="lion"`` a head's is divided by the root of its
-        inputs.
+        For matrices and others alike, unless groups have their own; with ``scalar_algo="lion"`` a head's steps are divided by the root
+        of its inputs, and its decay is not.
     mu : float, default 0.95
         μ: what is left of the sent part in the momentum.
     rank_fraction : float, default 0.25
@@ -69,7 +70,8 @@ class Dion(ByRole):
     process_group : ProcessGroup, optional
         Processes whose gradients are *not* averaged (a model under no ``DistributedDataParallel``, or its ``no_sync``): each keeps a
         momentum of its own, and they send (m + n) r numbers for a matrix in place of m n. The result is that of averaged gradients.
-        Gradients of everything else are averaged here. Call ``synchronize_momentum`` before a checkpoint.
+        Gradients of everything else are averaged here, after the closure; the same parameters must have gradients everywhere. Call
+        ``synchronize_momentum`` before a checkpoint.
     seed : int, default 0
         Of the first bases, which are Gaussian.
 
@@ -87,8 +89,6 @@ class Dion(ByRole):
                  process_group: Any = None, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
         if isinstance(rank_fraction, bool) or not isinstance(rank_fraction, int | float) or not 0 < rank_fraction <= 1:
             raise ValueError(f"rank_fraction must be a number in (0, 1], got {rank_fraction!r}; 0.25 is typical")
-        if isinstance(mu, bool) or not isinstance(mu, int | float) or not 0 <= mu <= 1:
-            raise ValueError(f"mu must be a number in [0, 1], got {mu!r}; 0.95 is typical")
         if scalar_algo not in SCALARS:
             raise ValueError(f"scalar_algo must be 'adamw' or 'lion', got {scalar_algo!r}")
         check("seed", seed)
@@ -111,6 +111,9 @@ class Dion(ByRole):
         return {**super().__getstate__(), "rank_fraction": self.rank_fraction, "scalar_algo": self.scalar_algo}
 
     def check_group(self, group: Mapping[str, Any]) -> None:
+        mu = group["mu"]
+        if isinstance(mu, bool) or not isinstance(mu, int | float) or not 0 <= mu <= 1:
+            raise ValueError(f"mu must be a number in [0, 1], got {mu!r}; 0.95 is typical")
         for p in group["params"] if group.get("role") == "matrix" else ():
             if p.ndim != 2:
                 raise ValueError(f"params of role 'matrix' must have two dimensions for Dion, got shape {tuple(p.shape)}; give kernels "
@@ -131,17 +134,26 @@ class Dion(ByRole):
     def _mean(self) -> Any:
         return cast(LowRankOrthonormal, self.direction).mean
 
-    def before_step(self) -> None:
-        if not isinstance(self._mean, Mean):
-            return
+    @contextmanager
+    def watching(self, closure: Any) -> Iterator[None]:
+        yield
+        if isinstance(self._mean, Mean):
+            with torch.no_grad():
+                self._average()
+
+    def _average(self) -> None:
+        """Average the gradients of all but matrices, and make a number that is not finite in one process known to all."""
         self._mean.traffic.bytes = 0
-        others = [p.grad for group in self.param_groups for p in group["params"]
-                  if p.grad is not None and not self.is_matrix(p, group)]
-        for kind in dict.fromkeys((g.dtype, g.device) for g in others):
-            own = [g for g in others if (g.dtype, g.device) == kind]
-            flat = self._mean(torch.cat([g.flatten() for g in own]))
-            for g, part in zip(own, flat.split([g.numel() for g in own]), strict=True):
-                g.copy_(part.view(g.shape))
+        present = [(p, group, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        others = [g for p, group, g in present if not self.is_matrix(p, group)]
+        matrices = [g for p, group, g in present if self.is_matrix(p, group)]
+        alarm = sum((0 * g.abs().amax() for g in matrices), torch.zeros((), device=present[0][2].device if present else "cpu"))
+        parts = [alarm.reshape(1).to(others[0] if others else alarm), *(g.flatten().to(others[0]) for g in others)]
+        known, *averaged = self._mean(torch.cat(parts)).split([part.numel() for part in parts])
+        for g, part in zip(others, averaged, strict=True):
+            g.copy_(part.view(g.shape))
+        if matrices:
+            matrices[0].add_(known)  # 0, or NaN where any process has one: all skip the step, or report it
 
     @property
     def reduced_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Distributed Shampoo: every block of every parameter belongs to one process, which keeps its state and computes its step.
 
     L ← β₂ L + (1 − β₂) G Gᵀ,  R likewise;   m ← β₁ m + (1 − β₁) G;   U = (L̂ + ε I)^{−1/4} m̂ (R̂ + ε I)^{−1/4}
-    u = U ‖D‖ / ‖U‖,  D = m̂ / (√v̂ + ε_D);   all gather u;   W ← (1 − η λ) W − η u
+    u = U ‖D‖ / ‖U‖,  D = m̂ / (√v̂ + ε_D);   all gather u + λ W;   W ← W − η (u + λ W)
 
 Shi, Lee, Iwasaki, Gallego-Posada, Li, Rangadurai, Mudigere, Rabbat: A Distributed Data-Parallel PyTorch Implementation of the
 Distributed Shampoo Optimizer for Training Neural Networks At-Scale, arXiv 2309.06497.
@@ -10,7 +10,7 @@ Distributed Shampoo Optimizer for Training Neural Networks At-Scale, arXiv 2309.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn, Unpack, cast
 
 import torch
@@ -25,15 +25,23 @@ from fallline.optim.directions.kronecker.grafting import Graft, Grafted, chosen_
 from fallline.optim.directions.kronecker.late import LateRoots
 from fallline.optim.directions.kronecker.preconditioner import Kronecker, second_beta
 from fallline.optim.engine.hyperparameters import check, check_count, check_positive
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
-from fallline.optim.engine.parts import Add, DecoupledDecay, Direction
+from fallline.optim.engine.optimizer import EngineOptions
+from fallline.optim.engine.parts import Add, Direction, Move
 from fallline.optim.engine.placement import Placement, Processes
 from fallline.optim.engine.units import Unit
+from fallline.optim.momentum_by_group import MomentumByGroup
+
+
+@dataclass(frozen=True)
+class AddDecayed(Move):
+    """W − η u, with the decay in u already."""
+
+    coupled: ClassVar[bool] = False
 
 
 @register("distributed-shampoo")
-class DistributedShampoo(Optimizer):
-    """u = U ‖D‖ / ‖U‖,  U = m̂ ×_i (Ĥ_i + ε I)^{−1/2k} of every block, each by the process that owns it;  W ← (1 − η λ) W − η u.
+class DistributedShampoo(MomentumByGroup):
+    """u = U ‖D‖ / ‖U‖,  U = m̂ ×_i (Ĥ_i + ε I)^{−1/2k} of every block, each by the process that owns it;  W ← W − η (u + λ W).
 
     Runs unchanged with one process or several: under ``DistributedDataParallel``, ``fully_shard`` and tensor parallelism the result is
     that of one process. All processes must have the same parameters and averaged gradients, as these give them.
@@ -58,7 +66,7 @@ class DistributedShampoo(Optimizer):
         Whose step gives every block's step its length, from the same average of gradients; with None it keeps its own.
     weight_decay : float, default 0
     decoupled : bool, default True
-        Whether weights decay by themselves, or as a part of the gradient.
+        Whether λ W joins u, before the momentum, or the gradient.
     momentum : float, default 0
         μ of B ← μ B + u.
     nesterov : bool, default False
@@ -66,7 +74,7 @@ class DistributedShampoo(Optimizer):
     process_group : ProcessGroup, optional
         The processes among which blocks are dealt; all there are by default. Each must see all parameters given here.
     gather_dtype : torch.dtype, optional
-        In which directions travel, such as torch.bfloat16; the parameters' own by default.
+        In which directions travel, such as torch.bfloat16; as they are computed by default, in float32 or float64.
     late : bool, default False
         Roots are computed on a thread of the host while steps go on, and used ``root_every`` steps later: see ``ScalableShampoo``.
     graft_eps : float, default 1e-8
@@ -97,14 +105,14 @@ class DistributedShampoo(Optimizer):
             raise ValueError(f"gather_dtype must be a floating-point torch.dtype such as torch.bfloat16, got {gather_dtype!r}")
         factor = Full(Shifted(eps), late=LateRoots() if late else None)
         kronecker = Kronecker(factor, None, max_dim, root_every, start_step, second_beta, debias=True)
-        rule = Grafted(kronecker, Averaged(), chosen_graft(graft, betas), graft_eps, _momentum if momentum else None, nesterov)
+        rule = Grafted(kronecker, Averaged(), chosen_graft(graft, betas), graft_eps, None, nesterov, decoupled)
         self.placement = Placement(Processes.of(process_group))
-        self.gather_dtype = gather_dtype
+        self.gather_dtype, self.graft = gather_dtype, graft
         super().__init__(params, Blocked(rule, max_dim, owned=()), {"lr": lr, "betas": betas, "weight_decay": weight_decay,
-                         "momentum": momentum}, move=DecoupledDecay() if decoupled else Add(), **options)
+                         "momentum": momentum}, move=AddDecayed() if decoupled else Add(), **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "placement": self.placement, "gather_dtype": self.gather_dtype}
+        return {**super().__getstate__(), "placement": self.placement, "gather_dtype": self.gather_dtype, "graft": self.graft}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -117,18 +125,25 @@ class DistributedShampoo(Optimizer):
     def _merged(self, p: Tensor) -> tuple[int, ...]:
         return self._blocked.view(tuple(p.shape))
 
-    def _positions(self) -> dict[int, int]:
-        return {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+    def _forget(self) -> None:
+        super()._forget()
+        self._positions: dict[int, int] = {}
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        chosen_graft(self.graft, group["betas"])
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        return replace(self._blocked, owned=self.placement.owned(self._positions()[id(p)]))
+        if id(p) not in self._positions:
+            self._positions = {id(q): i for i, q in enumerate(q for own in self.param_groups for q in own["params"])}
+        rule = self.with_momentum(cast(Grafted, self._blocked.inner), group)
+        return replace(self._blocked, inner=rule, owned=self.placement.owned(self._positions[id(p)]))
 
     def exchange(self, found: Sequence[tuple[Unit, Tensor]]) -> None:
         if self.placement.processes.world == 1:
             return
         directions = {i: u for unit, stacked in found for i, u in zip(unit.indices, stacked, strict=True)}
         size = self._blocked.size
-        blocks = {i: all_blocks(directions[i], size) for i in sorted(directions)}
+        blocks = {i: all_blocks(directions[i], size) for i in sorted(directions) if directions[i].numel()}
         self.placement.gather(blocks, self.gather_dtype)
         for i, own in blocks.items():
             directions[i].copy_(of_blocks(own, tuple(directions[i].shape), size))
@@ -145,7 +160,3 @@ class DistributedShampoo(Optimizer):
     def _refuse(self) -> NoReturn:
         raise RuntimeError("DistributedShampoo.update() needs the state of all blocks, and several processes share it; use step(), or "
                            "ScalableShampoo")
-
-
-def _momentum(group: Mapping[str, Any]) -> float:
-    return float(group["momentum"])

@@ -80,9 +80,16 @@ class ScalableShampoo(Optimizer):
         if method not in ("newton", "eigh"):
             raise ValueError(f"method must be 'newton' or 'eigh', got {method!r}")
         factor = Full(Ridged(ridge, method), late=LateRoots() if late else None)
-        blocks = Blocked(Kronecker(factor, None, block, root_every, start_step, second_beta), block, cap=max_dim)
+        blocks = Blocked(Kronecker(factor, None, min(block, max_dim), root_every, start_step, second_beta), block, cap=max_dim)
         direction = Grafted(blocks, graft=chosen_graft(graft, betas), graft_eps=graft_eps, momentum=_first_beta, nesterov=nesterov)
+        self.graft = graft
         super().__init__(params, direction, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, move=DecoupledDecay(), **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "graft": self.graft}
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        chosen_graft(self.graft, group["betas"])
 
 
 def _first_beta(group: Mapping[str, Any]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, Unpack, cast
 
 from torch import Tensor
@@ -20,16 +19,13 @@ from fallline.optim.directions.kronecker.factors import Clamped, Diagonal, Full
 from fallline.optim.directions.kronecker.grafting import Grafted
 from fallline.optim.directions.kronecker.preconditioner import Kronecker
 from fallline.optim.engine.hyperparameters import check
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import Direction
-
-
-def _momentum(group: Mapping[str, Any]) -> float:
-    return float(group["momentum"])
+from fallline.optim.momentum_by_group import MomentumByGroup
 
 
 @register("shampoo")
-class Shampoo(Optimizer):
+class Shampoo(MomentumByGroup):
     """H_i ← H_i + M_i M_iᵀ;  U = G ×_1 H_1^{−1/2k} … ×_k H_k^{−1/2k};  B ← μ B + U;  W ← W − η B.
 
     Matrices: L^{−1/4} G R^{−1/4}. Vectors: full-matrix AdaGrad. Tensors of order k keep their order. Roots by eigendecomposition of all
@@ -69,19 +65,7 @@ class Shampoo(Optimizer):
             raise ValueError(f"exponent must be 'quarter' (−1/2k for every mode) or 'half' (−1/2, Shampoo²), got {exponent!r}")
         roots = Kronecker(Full(Clamped(eps), eps), Diagonal(eps), max_dim, root_every, half=exponent == "half")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, Grafted(roots, momentum=_momentum), defaults, **options)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._buffered: list[bool] = []
+        super().__init__(params, Grafted(roots), defaults, **options)
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
-        return replace(cast(Grafted, self.direction), momentum=_momentum if float(group["momentum"]) > 0 else None)
-
-    def before_step(self) -> None:
-        buffered = [float(group["momentum"]) > 0 for group in self.param_groups]
-        if buffered != self._buffered:
-            self._buffered, self._plan = buffered, None
-            for group, kept in zip(self.param_groups, buffered, strict=True):
-                for p in () if kept else group["params"]:
-                    self.state.get(p, {}).pop("momentum", None)  # B = Σ μ^k … starts anew when μ returns
+        return self.with_momentum(cast(Grafted, self.direction), group)

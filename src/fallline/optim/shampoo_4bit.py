@@ -59,7 +59,7 @@ class Shampoo4bit(Over):
     -----
     State for a side n: n²/2 bytes each for eigenvectors and root and 4 bytes for 64 of their numbers, and 8 n. The decomposition is
     whole (the authors approximate it by a randomised one). A base that adds weight decay to the gradient does so before it is
-    preconditioned, where the authors add it afterwards.
+    preconditioned, where the authors add it afterwards. A storage in 8-bit blocks has no effect on matrices, whose state stays whole.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-5, 1e-1)}
@@ -91,4 +91,4 @@ class Shampoo4bit(Over):
 
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         inner = self.rule.direction_for(p, group)
-        return Fed(inner, self.preconditioner) if p.ndim > 1 else inner
+        return Fed(inner, self.preconditioner) if sum(n > 1 for n in p.shape) > 1 else inner

@@ -87,4 +87,6 @@ class LowRankOrthonormal(Direction):
         M = torch.baddbmm(M, P, R.mT, alpha=c.mu - 1)
         norms = c.across.sum_columns(R.square().sum(-2, keepdim=True)).sqrt()
         Q = R / (norms + TINY)
-        return math.sqrt(self.rows / max(self.columns, 1)) * P @ Q.mT, {"momentum": M, "basis": Q}
+        # Without a gradient so far there is nothing to learn a basis from, and 0 would never learn one.
+        basis = torch.where(norms.sum(-1, keepdim=True) > 0, Q, s["basis"])
+        return math.sqrt(self.rows / max(self.columns, 1)) * P @ Q.mT, {"momentum": M, "basis": basis}

@@ -40,6 +40,7 @@ class Coefficients:
     lr: Any
     weight_decay: Any
     indices: list[int]
+    region: int = 0
     across: Alone = ALONE
 
     def __getattr__(self, name: str) -> Any:

@@ -77,7 +77,13 @@ class Placement:
     def owned(self, i: int) -> tuple[int, ...]:
         """The parts of parameter ``i`` that this process owns."""
         rank = self.processes.rank
+        self._check()
         return tuple(j for j, owner in enumerate(self.owners[i]) if owner == rank)
+
+    def _check(self) -> None:
+        if self.processes.world != len(self.loads):
+            raise RuntimeError(f"the optimizer was made for {len(self.loads)} processes, and there are {self.processes.world}: make it "
+                               "after init_process_group, and take its state from a checkpoint of torch.distributed.checkpoint")
 
     def gather(self, parts: Mapping[int, list[Tensor]], dtype: torch.dtype | None) -> None:
         """Replace the parts of parameters that belong to other processes by what these have, sent in ``dtype``.

@@ -88,7 +88,8 @@ class StackedUnit(Unit):
         if missing:
             raise ValueError(
                 f"the loaded state has no {name + '.' + missing[0]!r} for the parameter with shape {tuple(self.params[i].shape)}: it "
-                "is that of another process. Save and load with torch.distributed.checkpoint, which gives every process its own part")
+                "is that of another process, or of other settings. Save and load with torch.distributed.checkpoint, which gives every "
+                "process its own part")
         return torch.stack([state[f"{name}.{label}"] for label in labels])
 
     def shown(self, i: int, name: str, codec: Codec, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:

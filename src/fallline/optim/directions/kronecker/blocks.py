@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fallline.optim.engine.parts import Around, Tensors
+from fallline.optim.engine.parts import Around, Direction, Tensors
 from fallline.optim.engine.state import State
 
 
@@ -55,9 +55,9 @@ class Region(NamedTuple):
 
 
 def merged(shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
-    """The shape with neighbouring dimensions made one, from the last on, as long as their product is at most ``limit``."""
+    """The shape without dimensions of 1, and with neighbours made one, from the last on, where their product is at most ``limit``."""
     result: list[int] = []
-    for n in reversed(shape):
+    for n in reversed([n for n in shape if n != 1]):
         if result and result[0] * n <= limit:
             result[0] *= n
         else:
@@ -136,9 +136,9 @@ class Blocked(Around):
 
     def _entries(self, region: Region, only: bool, dtype: torch.dtype) -> dict[str, tuple[str, State]]:
         """The inner rule's state of one block, by its name here; a tensor that is one block keeps the inner rule's names."""
-        block = torch.empty(region.shape, device="meta", dtype=dtype)
         plain = only and self.owned is None
-        return {name if plain else f"{name}.{region.first}": (name, state) for name, state in self.inner.init(block).items()}
+        return {name if plain else f"{name}.{region.first}": (name, state)
+                for name, state in _declared(self.inner, region.shape, dtype).items()}
 
     def init(self, p: Tensor) -> dict[str, State]:
         states, only = {}, len(regions(tuple(p.shape), self.size, self.cap)) == 1
@@ -157,7 +157,7 @@ class Blocked(Around):
             return p, {}
         u, new = torch.zeros_like(g), dict[str, Tensor]()
         for region, own, entries in work:
-            partly = len(own) < region.blocks
+            partly, c.region = len(own) < region.blocks, region.first
             given = [region.cut(x)[:, own] if partly else region.cut(x) for x in (g, p)]
             state = {name: s[full].flatten(0, 1) for full, (name, _) in entries.items()}
             found, changed = self.inner(given[0].flatten(0, 1), given[1].flatten(0, 1), state, c)
@@ -171,6 +171,11 @@ class Blocked(Around):
             new |= {full: changed[name].unflatten(0, (batch, len(own))) for full, (name, _) in entries.items()
                     if name in changed}
         return u, new
+
+
+@functools.cache
+def _declared(inner: Direction, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, State]:
+    return inner.init(torch.empty(shape, device="meta", dtype=dtype))
 
 
 def _started(state: State, shape: tuple[int, ...], blocks: int, p: Tensor, index: int) -> Tensor:

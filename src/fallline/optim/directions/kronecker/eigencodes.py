@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fallline.core.linalg import bjorck
-from fallline.optim.directions.kronecker.factors import Factor, Full, times_mode
+from fallline.optim.directions.kronecker.factors import Exponent, Factor, Full, times_mode, told
 from fallline.optim.engine import codebook
 from fallline.optim.engine.parts import Tensors
 from fallline.optim.engine.state import State
@@ -76,28 +76,51 @@ class EigenCodes(Factor):
         codes, scales = self._encoded(matrix)
         return {f"{name}_codes": codes, f"{name}_scales": scales}
 
+    @property
+    def differentiable(self) -> bool:
+        return False
+
     def observed(self, rows: Tensor, s: Tensors, c: Any) -> Tensors:
         if "eigenvalues" not in s:
             return self.small.observed(rows, s, c)
         values, rows = s["eigenvalues"].float(), rows.float()
         V = bjorck(self._decoded(s, "vectors", values.shape[-1]), self.learning)
         A = torch.baddbmm((V * values.unsqueeze(-2)) @ V.mT, rows, rows.mT, beta=c.keep_statistics, alpha=c.new_statistics)
-        spectrum, P = torch.linalg.eigh(A)
-        return {"eigenvalues": spectrum.clamp(min=0), **self._kept("vectors", P)}
+        spectrum, P = _decomposed(A)
+        good = told(P, torch.ones(len(A), dtype=torch.bool, device=A.device), self.small.say)
+        return _where(good, {"eigenvalues": spectrum.clamp(min=0), **self._kept("vectors", P)}, s)
 
-    def renewed(self, s: Tensors, order: float, c: Any) -> Tensors:
+    def renewed(self, key: Any, s: Tensors, exponent: Exponent, c: Any) -> Tensors:
         if "eigenvalues" not in s:
-            return self.small.renewed(s, order, c)
+            return self.small.renewed(key, s, exponent, c)
         values = s["eigenvalues"].float()
         V = bjorck(self._decoded(s, "vectors", values.shape[-1]), self.rooting)
         damped = values + self.eps * values.amax(-1, keepdim=True)
-        root = (V * damped.pow(-1 / order).unsqueeze(-2)) @ V.mT
+        root = (V * damped.pow(-1 / exponent.order).unsqueeze(-2)) @ V.mT
+        good = told(root, values.amax(-1) > 0, self.small.say)  # eigenvalues of long-silent gradients end at 0
         diagonal = root.diagonal(dim1=-2, dim2=-1)
-        return {"root_diagonal": diagonal.clone(), **self._kept("root", root - torch.diag_embed(diagonal))}
+        return _where(good, {"root_diagonal": diagonal.clone(), **self._kept("root", root - torch.diag_embed(diagonal))}, s)
 
-    def multiply(self, x: Tensor, mode: int, s: Tensors, order: float, c: Any) -> Tensor:
+    def multiply(self, x: Tensor, mode: int, s: Tensors, exponent: Exponent, c: Any) -> Tensor:
         if "eigenvalues" not in s:
-            return self.small.multiply(x, mode, s, order, c)
+            return self.small.multiply(x, mode, s, exponent, c)
         diagonal = s["root_diagonal"].float()
         root = self._decoded(s, "root", diagonal.shape[-1]) + torch.diag_embed(diagonal)
         return times_mode(x, ((root + root.mT) / 2).to(x.dtype), mode)
+
+
+def _decomposed(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors, NaN for the matrices of the batch that have none."""
+    try:
+        values, vectors = torch.linalg.eigh(A)
+    except torch.linalg.LinAlgError:
+        if len(A) == 1:
+            return torch.full_like(A[:, 0], torch.nan), torch.full_like(A, torch.nan)
+        parts = [_decomposed(matrix) for matrix in A.split(1)]
+        values, vectors = (torch.cat(list(found)) for found in zip(*parts, strict=True))
+    return values, vectors
+
+
+def _where(good: Tensor, new: Tensors, old: Tensors) -> Tensors:
+    """The new entries for the matrices that are good, the old ones for the others."""
+    return {name: torch.where(good.view(-1, *[1] * (value.ndim - 1)), value, old[name].to(value.dtype)) for name, value in new.items()}

@@ -8,9 +8,8 @@ A mode longer than a limit keeps the diagonal of H. Numbers that are not finite 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +20,27 @@ from fallline.optim.directions.kronecker.late import LateRoots
 from fallline.optim.engine.parts import Tensors
 from fallline.optim.engine.state import State
 
-Root = Callable[[Tensor, float], Tensor]
-"""(A, p) -> A^{−1/p} of a batch of symmetric matrices; matrices that fail come back with NaN."""
+
+class Exponent(NamedTuple):
+    """Of H^{−1/order} (tr H)^trace, the part of one mode."""
+
+    order: float
+    trace: float = 0.0
+
+
+class Root(Protocol):
+    """(A, p) -> A^{−1/p} of a batch of symmetric matrices; matrices that fail come back with NaN."""
+
+    differentiable: ClassVar[bool]
+
+    def __call__(self, A: Tensor, order: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Clamped:
     """A^{−1/p} with eigenvalues below ε raised to ε."""
+
+    differentiable: ClassVar[bool] = True
 
     eps: float
 
@@ -39,6 +52,8 @@ class Clamped:
 class Shifted:
     """(A + ε I)^{−1/p}, with eigenvalues of A below 0 taken for 0."""
 
+    differentiable: ClassVar[bool] = True
+
     eps: float
 
     def __call__(self, A: Tensor, order: float) -> Tensor:
@@ -49,6 +64,8 @@ class Shifted:
 @dataclass(frozen=True)
 class Ridged:
     """(A + ridge λ_max I)^{−1/p}, by the coupled Newton iteration or by eigenvalues."""
+
+    differentiable: ClassVar[bool] = False
 
     ridge: float
     method: Literal["newton", "eigh"]
@@ -69,16 +86,20 @@ class Factor:
         """The statistics after ``rows``."""
         raise NotImplementedError
 
-    def renewed(self, s: Tensors, order: float, c: Any) -> Tensors:
-        """The root of the statistics in ``s``."""
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd can follow the statistics to the step."""
+        return True
+
+    def begin(self, key: Any, s: Tensors, exponent: Exponent) -> None:
+        """Called at the step after the one that renewed the root."""
+
+    def renewed(self, key: Any, s: Tensors, exponent: Exponent, c: Any) -> Tensors:
+        """The root of the statistics in ``s``; ``key`` tells the factors of an optimizer apart."""
         return {}
 
-    def multiply(self, x: Tensor, mode: int, s: Tensors, order: float, c: Any) -> Tensor:
-        """x ×_mode H^{−1/order}."""
-        raise NotImplementedError
-
-    def trace(self, s: Tensors, c: Any) -> Tensor:
-        """tr H, ``(batch,)``."""
+    def multiply(self, x: Tensor, mode: int, s: Tensors, exponent: Exponent, c: Any) -> Tensor:
+        """x ×_mode H^{−1/order} (tr H)^trace."""
         raise NotImplementedError
 
 
@@ -109,24 +130,32 @@ class Full(Factor):
     def observed(self, rows: Tensor, s: Tensors, c: Any) -> Tensors:
         return {"statistics": torch.baddbmm(s["statistics"], rows, rows.mT, beta=c.keep_statistics, alpha=c.new_statistics)}
 
-    def renewed(self, s: Tensors, order: float, c: Any) -> Tensors:
-        statistics = s["statistics"] * c.debias if c.debias != 1 else s["statistics"]
-        if self.late is None:
-            return {"root": self._checked(self._roots(order, statistics), s["root"], statistics)}
-        given = statistics if c.first_root else s["snapshot"]
-        function = functools.partial(self._roots, order)
-        found = self.late.take(s["snapshot"], given, function)
-        self.late.start(s["snapshot"], statistics, function)
-        return {"root": self._checked(found, s["root"], given), "snapshot": statistics.clone()}
+    @property
+    def differentiable(self) -> bool:
+        return self.late is None and self.root.differentiable
 
-    def _roots(self, order: float, statistics: Tensor) -> Tensor:
+    def begin(self, key: Any, s: Tensors, exponent: Exponent) -> None:
+        if self.late is not None:
+            self.late.start(key, s["snapshot"], functools.partial(self._roots, exponent))
+
+    def renewed(self, key: Any, s: Tensors, exponent: Exponent, c: Any) -> Tensors:
+        statistics = s["statistics"] * c.debias if c.debias != 1 else s["statistics"]
+        roots = functools.partial(self._roots, exponent)
+        if self.late is None:
+            return {"root": self._checked(roots(statistics), s["root"], statistics)}
+        given = statistics if c.first_root else s["snapshot"]
+        return {"root": self._checked(self.late.take(key, given, roots), s["root"], given), "snapshot": statistics.clone()}
+
+    def _roots(self, exponent: Exponent, statistics: Tensor) -> Tensor:
         """Roots, NaN where they fail: a batch of which one matrix fails is taken one by one."""
         finite = statistics.isfinite().all(-1).all(-1)[:, None, None]
         safe = torch.where(finite, statistics, torch.eye(statistics.shape[-1], dtype=statistics.dtype, device=statistics.device))
         try:
-            roots = self.root(safe, order)
+            roots = self.root(safe, exponent.order)
         except torch.linalg.LinAlgError:
-            roots = torch.cat([self._one(matrix, order) for matrix in safe.split(1)])
+            roots = torch.cat([self._one(matrix, exponent.order) for matrix in safe.split(1)])
+        if exponent.trace:
+            roots = roots * _trace(safe)[:, None, None] ** exponent.trace
         return torch.where(finite, roots, torch.nan)
 
     def _one(self, matrix: Tensor, order: float) -> Tensor:
@@ -137,19 +166,21 @@ class Full(Factor):
 
     def _checked(self, roots: Tensor, before: Tensor, statistics: Tensor) -> Tensor:
         """Roots, and those of before where they failed; that is no news where nothing has been seen yet."""
-        roots = roots.to(before)
-        good = roots.isfinite().all(-1).all(-1)
-        failed = ~good & (statistics != 0).any(-1).any(-1)
-        if bool(failed.any()):
-            self.say(f"{int(failed.sum())} of {len(good)} roots of a preconditioner of size {before.shape[-1]} failed: its statistics "
-                     "are not finite or too ill-conditioned. They keep their last value; a larger eps or ridge helps")
-        return torch.where(good[:, None, None], roots, before)
+        good = told(roots, (statistics != 0).any(-1).any(-1), self.say)
+        return torch.where(good[:, None, None], roots.to(before), before)
 
-    def multiply(self, x: Tensor, mode: int, s: Tensors, order: float, c: Any) -> Tensor:
+    def multiply(self, x: Tensor, mode: int, s: Tensors, exponent: Exponent, c: Any) -> Tensor:
         return times_mode(x, s["root"], mode)
 
-    def trace(self, s: Tensors, c: Any) -> Tensor:
-        return s["statistics"].diagonal(dim1=-2, dim2=-1).sum(-1) * c.debias
+
+def told(roots: Tensor, expected: Tensor, say: Once) -> Tensor:
+    """Which matrices of a batch are finite; those that are not are told once where they were ``expected``."""
+    good = roots.isfinite().all(-1).all(-1)
+    failed = ~good & expected
+    if bool(failed.any()):
+        say(f"{int(failed.sum())} of {len(good)} roots of a preconditioner of size {roots.shape[-1]} failed: its statistics are not "
+            "finite or too ill-conditioned. They keep their last value; a larger eps or ridge helps")
+    return good
 
 
 @dataclass(frozen=True)
@@ -164,14 +195,15 @@ class Diagonal(Factor):
     def observed(self, rows: Tensor, s: Tensors, c: Any) -> Tensors:
         return {"diagonal": c.keep_statistics * s["diagonal"] + c.new_statistics * (rows * rows).sum(-1)}
 
-    def multiply(self, x: Tensor, mode: int, s: Tensors, order: float, c: Any) -> Tensor:
+    def multiply(self, x: Tensor, mode: int, s: Tensors, exponent: Exponent, c: Any) -> Tensor:
         diagonal = (s["diagonal"] * c.debias).clamp(min=self.eps)
         shape = [1] * x.ndim
         shape[0], shape[mode + 1] = diagonal.shape
-        return x * (diagonal ** (-1 / order)).view(shape)
+        return x * (diagonal ** (-1 / exponent.order) * diagonal.sum(-1, keepdim=True) ** exponent.trace).view(shape)
 
-    def trace(self, s: Tensors, c: Any) -> Tensor:
-        return s["diagonal"].sum(-1) * c.debias
+
+def _trace(A: Tensor) -> Tensor:
+    return A.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _identity(n: int, factor: float, p: Tensor, index: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A preconditioned step with the length of another rule's step.
 
     x = average(g);   U = P x;   D = x / denominator;   u = U ‖D‖ / ‖U‖  (D before the preconditioner starts)
-    B ← μ B + u;   the step is B, or u + μ B (Nesterov)
+    u ← u + λ W where weights decay here;   B ← μ B + u;   the step is B, or u + μ B (Nesterov)
 
 Anil, Gupta, Koren, Regan, Singer: Scalable Second Order Optimization for Deep Learning, arXiv 2002.09018.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fallline.optim.directions.averages import Numerator
 from fallline.optim.directions.kronecker.preconditioner import OfGroup
-from fallline.optim.directions.scalings import DebiasedSquares, Denominator, RootOfSum, Squares
+from fallline.optim.directions.scalings import DebiasedSquares, Denominator, RootOfSum
 from fallline.optim.engine.parts import Around, Direction, Scalars, Tensors
 from fallline.optim.engine.state import State, like
 
@@ -30,8 +30,16 @@ class Unscaled(Denominator):
         return g.new_ones(()), {}
 
 
+@dataclass(frozen=True)
+class UndebiasedSquares(DebiasedSquares):
+    """√v + ε with v ← β₂ v + (1 − β₂) x²."""
+
+    def scale(self, group: Mapping[str, Any], t: int) -> float:
+        return 1.0
+
+
 Graft = Literal["adam", "adagrad", "rmsprop", "sgd"]
-GRAFTS: dict[str, Denominator] = {"sgd": Unscaled(), "adagrad": RootOfSum(), "rmsprop": Squares(), "adam": DebiasedSquares()}
+GRAFTS: dict[str, Denominator] = {"sgd": Unscaled(), "adagrad": RootOfSum(), "rmsprop": UndebiasedSquares(), "adam": DebiasedSquares()}
 
 
 def chosen_graft(graft: str | None, betas: Sequence[float]) -> Denominator | None:
@@ -62,6 +70,8 @@ class Grafted(Around):
     momentum : function of a group, optional
         μ.
     nesterov : bool
+    decays : bool
+        Whether the rule is called with the point for p, and λ p joins u before the momentum (a move must not decay as well).
     """
 
     supports_complex: ClassVar[bool] = False
@@ -71,17 +81,15 @@ class Grafted(Around):
     graft_eps: float = 1e-8
     momentum: OfGroup | None = None
     nesterov: bool = False
+    decays: bool = False
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         values = {**self.inner.coefficients(group, t), **self.numerator.coefficients(group, t),
                   "average_scale": self.numerator.scale(group, t)}
         if self.graft is not None:
-            own = self._of_graft(group)
+            own = {**group, "eps": self.graft_eps}
             values |= {**self.graft.coefficients(own, t), "graft_scale": 1 / self.graft.scale(own, t)}
         return values if self.momentum is None else {**values, "momentum": self.momentum(group)}
-
-    def _of_graft(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**group, "eps": self.graft_eps, "rho": group["betas"][1]} if "betas" in group else {**group, "eps": self.graft_eps}
 
     def init(self, p: Tensor) -> dict[str, State]:
         states = self.inner.init(p) | self.numerator.init(p) | (self.graft.init(p) if self.graft is not None else {})
@@ -98,6 +106,8 @@ class Grafted(Around):
             new |= more
             # A preconditioner that leaves x as it is has nothing to say.
             u = with_length_of(u, diagonal) if c.active and u is not x else diagonal
+        if self.decays and c.weight_decay:
+            u = torch.add(u, p, alpha=c.weight_decay)
         if self.momentum is not None:
             buffer = torch.add(u, s["momentum"], alpha=c.momentum)
             u = torch.add(u, buffer, alpha=c.momentum) if self.nesterov else buffer

@@ -6,7 +6,7 @@ background is a cache of ``function(snapshot)``, and whoever asks without it com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,25 +22,28 @@ class _Job(NamedTuple):
 
 
 class LateRoots:
-    """One worker thread, and what it was given, by the place where the snapshot is kept."""
+    """One worker thread, and the last thing it was given for every key."""
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[Hashable, _Job] = {}
 
-    def start(self, place: Tensor, snapshot: Tensor, function: Function) -> None:
-        """Begin with ``function`` of what will be kept at ``place``; on a GPU, the host does it."""
+    def start(self, key: Hashable, snapshot: Tensor, function: Function) -> None:
+        """Begin with ``function(snapshot)``; on a GPU, the host does it."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "fallline-roots")
-        given = snapshot.detach().clone()
-        self._jobs[place.data_ptr()] = _Job(given, self._executor.submit(_computed, function, given))
+        given, ready = snapshot.detach().clone(), None
+        if given.is_cuda:
+            ready = torch.cuda.Event()
+            ready.record()
+        self._jobs[key] = _Job(given, self._executor.submit(_computed, function, given, ready))
 
-    def take(self, place: Tensor, snapshot: Tensor, function: Function) -> Tensor:
+    def take(self, key: Hashable, snapshot: Tensor, function: Function) -> Tensor:
         """``function(snapshot)``, from the background where it was given the same numbers."""
-        job = self._jobs.pop(place.data_ptr(), None)
+        job = self._jobs.pop(key, None)
         if job is not None and job.snapshot.shape == snapshot.shape and torch.equal(job.snapshot, snapshot):
             return job.future.result().to(snapshot.device)
-        return _computed(function, snapshot.detach()).to(snapshot.device)
+        return _computed(function, snapshot.detach(), None).to(snapshot.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_executor": None, "_jobs": {}}
@@ -50,5 +53,7 @@ class LateRoots:
 
 
 @torch.no_grad()
-def _computed(function: Function, snapshot: Tensor) -> Tensor:
+def _computed(function: Function, snapshot: Tensor, ready: Any) -> Tensor:
+    if ready is not None:
+        torch.cuda.current_stream(snapshot.device).wait_event(ready)
     return function(snapshot.cpu())

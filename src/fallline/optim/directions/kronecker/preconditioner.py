@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fallline.optim.directions.kronecker.factors import Factor, unfolded
+from fallline.optim.directions.kronecker.factors import Exponent, Factor, unfolded
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State
 
@@ -89,10 +89,11 @@ class Kronecker(Direction):
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         beta = self.beta(group)
         active = t >= self.start_step
-        return {"learn": float(t % self.statistics_every == 0),
+        since = t - self.start_step
+        return {"learn": float(t % self.statistics_every == 0), "begin": float(since > 0 and (since - 1) % self.root_every == 0),
                 "keep_statistics": beta, "new_statistics": 1.0 if beta == 1 else 1 - beta,
                 "debias": 1 / (1 - beta**t) if self.debias and beta < 1 else 1.0, "active": float(active),
-                "renew": float(active and (t - self.start_step) % self.root_every == 0), "first_root": float(t == self.start_step)}
+                "renew": float(active and since % self.root_every == 0), "first_root": float(since == 0)}
 
     def _factors(self, shape: tuple[int, ...]) -> dict[int, Factor]:
         """The factor of every mode that has one."""
@@ -109,26 +110,30 @@ class Kronecker(Direction):
         factors = self._factors(tuple(g.shape[1:]))
         if g.numel() == 0 or not factors:
             return x, {}
-        order = 2.0 if self.half else 2.0 * len(factors)
+        self._check_differentiable(g, factors)
+        k = len(factors)
+        exponent = Exponent(2.0, (k - 1) / (2 * k)) if self.half else Exponent(2.0 * k)
         finite = _finite(g)
         # The statistics never see what is not finite; the step shows it, so that it is reported.
         seen, u, new = torch.where(finite, g, 0.0), torch.where(finite, x, torch.nan), dict[str, Tensor]()
         for i, factor in factors.items():
+            key = (tuple(c.indices), c.region, i)
             own = {name: s[f"{name}{i}"] for name in factor.init(g.shape[i + 1])}
+            if c.begin:
+                factor.begin(key, own, exponent)
             changed = factor.observed(unfolded(seen, i), own, c) if c.learn else {}
             if c.renew:
-                changed |= factor.renewed({**own, **changed}, order, c)
+                changed |= factor.renewed(key, {**own, **changed}, exponent, c)
             own |= changed
             if c.active:
-                u = factor.multiply(u, i, own, order, c)
-                if self.half and i == min(factors):
-                    u = _times(u, factor.trace(own, c) ** ((len(factors) - 1) / 2))
+                u = factor.multiply(u, i, own, exponent, c)
             new |= {f"{name}{i}": value for name, value in changed.items()}
         return u, new
 
-
-def _times(x: Tensor, numbers: Tensor) -> Tensor:
-    return x * numbers.view(-1, *[1] * (x.ndim - 1))
+    def _check_differentiable(self, g: Tensor, factors: Mapping[int, Factor]) -> None:
+        if torch.is_grad_enabled() and g.requires_grad and not all(factor.differentiable for factor in factors.values()):
+            raise RuntimeError("steps of this rule cannot be unrolled by autograd, which does not follow its roots (damped by a share "
+                               "of the largest eigenvalue, late, or kept in codes); Shampoo's can")
 
 
 def _finite(g: Tensor) -> Tensor:
