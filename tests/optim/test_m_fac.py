@@ -168,7 +168,7 @@ def test_frozen_parameters_take_no_memory_and_late_ones_are_sent_to_their_own_gr
 def test_a_new_plan_keeps_the_window_where_it_lies():
     params = parameters()
     optimizer = optim.MFAC([{"params": params[:2]}, {"params": params[2:], "lr": 0.0}], m=3)
-    places = []
+    windows = []
     changes = (lambda: None, lambda: optimizer.param_groups[1].update(lr=0.1), lambda: setattr(params[0], "grad", None),
                lambda: optimizer.load_state_dict(optimizer.state_dict()),
                lambda: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())))
@@ -177,9 +177,10 @@ def test_a_new_plan_keeps_the_window_where_it_lies():
             p.grad = gradient(p, t, i)
         change()
         optimizer.step()
-        places.append(optimizer.state[params[0]]["window"].untyped_storage().data_ptr())
+        windows.append(optimizer.state[params[0]]["window"])  # alive, so that no place is used twice
         rows = torch.cat([optimizer.state[p]["window"].reshape(3, -1) for p in params[:2]], 1)
         torch.testing.assert_close(optimizer.state[params[0]]["gram"], rows @ rows.mT)
+    places = [window.data_ptr() for window in windows]
     assert places[0] == places[1] == places[2] and len(set(places[2:])) == 3  # what was loaded may be another optimizer's
 
 
