@@ -143,6 +143,8 @@ def update(
     joined = Joined(owned, params, [g is not None for g in gradients], states)
     items = _items(optimizer, owned, joined, overrides)
     points, found = joined.points(), joined.gradients(gradients)
+    for k, item in enumerate(items):
+        item.c = Coefficients(joined.coefficients(k, vars(item.c), item.p))
     taken = _step(optimizer, items, points, found, [joined.state(k, item.declared) for k, item in enumerate(items)], loss)
     return joined.apart(*taken, [item.declared for item in items])
 

@@ -1,8 +1,8 @@
 """All parameters of a group as one vector, for rules that must see them together.
 
 The vector holds the group's parameters in their order: those that have or require gradients at its first step. Where one has no
-gradient at a step, the vector holds zeros for its gradient and for its point, and it stays where it is. The vector has one step count,
-which all of its parameters show. Sharded parameters are gathered, treated alike on all ranks, and cut again.
+gradient at a step, the vector holds zeros for it, without decay, and its learning rate is 0: it stays where it is. The vector has one
+step count, which all of its parameters show. Sharded parameters are gathered, treated alike on all ranks, and cut again.
 """
 
 from __future__ import annotations
@@ -89,21 +89,22 @@ class JointUnit(Unit):
                  earlier: Sequence[Unit] = ()) -> None:
         super().__init__(params, entries, indices)
         self.rests = rests
-        known = [unit for unit in earlier if isinstance(unit, JointUnit) and list(map(id, unit.params)) == list(map(id, params))]
-        self.kept = {name: (buffer, parts) for unit in known for name, (buffer, parts) in unit.held.items()}
+        alike = [unit for unit in earlier if isinstance(unit, JointUnit) and unit.entries == entries]
+        self.kept = {name: found for unit in alike if list(map(id, unit.params)) == list(map(id, params)) for name, found in
+                     unit.held.items()}
         self.held: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self.lengths = [p.numel() for p in params]
         self.total = sum(self.lengths)
         self.counts = torch.tensor(self.lengths, device=self.locals[0].device)
 
     def load(self) -> Tensor:
-        return self._joined([None if rests else full(p) for p, rests in zip(self.params, self.rests, strict=True)])
+        return self._joined([full(p) for p in self.params])
 
     def pack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         return self._joined([None if t is None else full(t) for t in tensors])
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors with a dimension before those of the parameter give as many vectors, ``(rows, n)``."""
+        """Tensors with a dimension before those of their parameters give as many vectors, ``(rows, n)``."""
         if tensors[0].ndim == self.params[0].ndim:
             return self.pack(tensors)
         return torch.cat([full(t).flatten(1) if t.ndim > 1 else full(t).unsqueeze(1) for t in tensors], 1)
@@ -162,6 +163,11 @@ class JointUnit(Unit):
         rows = buffer.shape[:-1]
         return [part.view((*rows, *p.shape)) for part, p in zip(buffer.split(self.lengths, -1), self.params, strict=True)]
 
+    def where_present(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients of a step; see :func:`where_present`."""
+        like = torch.empty(0, dtype=self.working, device=self.locals[0].device)
+        return where_present(numbers, self.lengths, [not rests for rests in self.rests], like)
+
     def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
         """All of it: what is not finite in one place has spoilt the vector."""
         return buffers
@@ -176,6 +182,14 @@ def _fitting(name: str, loaded: Tensor, part: Tensor) -> Tensor:
 
 Owned = tuple[Tensor, Mapping[str, Any], Direction]
 """A parameter of the optimizer, its group and its direction."""
+
+
+def where_present(numbers: dict[str, Any], lengths: Sequence[int], present: Sequence[bool], like: Tensor) -> dict[str, Any]:
+    """Coefficients of a vector with no rate and no decay where a parameter has no gradient."""
+    if all(present):
+        return numbers
+    mask = torch.cat([like.new_full((n,), float(here)) for n, here in zip(lengths, present, strict=True)])
+    return {**numbers, **{name: numbers[name] * mask for name in ("lr", "weight_decay")}}
 
 
 class Joined:
@@ -202,19 +216,25 @@ class Joined:
         self.joint = [owned[item[0]][2].scope == "joint" for item in self.items]
 
     def points(self) -> list[Tensor]:
-        """Of every item: its parameter, or the vector, with zeros for those not present."""
+        """Of every item: its parameter, or the vector."""
         return [self._vector(item, self.params) if joint else self.params[item[0]]
                 for item, joint in zip(self.items, self.joint, strict=True)]
 
     def gradients(self, given: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Likewise; None where no parameter of the item has one."""
+        """Likewise, with zeros for those not present; None where no parameter of the item has one."""
         return [self._vector(item, given) if joint and any(self.present[i] for i in item) else given[item[0]]
                 for item, joint in zip(self.items, self.joint, strict=True)]
 
+    def coefficients(self, k: int, numbers: dict[str, Any], point: Tensor) -> dict[str, Any]:
+        """Of item ``k`` at a point."""
+        item = self.items[k]
+        if not self.joint[k]:
+            return numbers
+        return where_present(numbers, [self.params[i].numel() for i in item], [self.present[i] for i in item], point)
+
     def _vector(self, item: list[int], given: Sequence[Tensor | None]) -> Tensor:
-        params = [self.params[i] for i in item]
+        params, found = [self.params[i] for i in item], [given[i] for i in item]
         kind = vector_like(params).dtype
-        found = [given[i] if self.present[i] else None for i in item]
         flat = [p.new_zeros(p.numel()) if t is None else t.reshape(-1) for p, t in zip(params, found, strict=True)]
         return torch.cat([t.to(kind) for t in flat])
 
