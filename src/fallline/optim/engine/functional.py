@@ -12,7 +12,8 @@ from fallline.core.errors import MissingOracle
 
 from . import door
 from .hooks import First
-from .joint import Joined, Owned, entries_of, shapes_of
+from .joined import Joined, Owned
+from .joint import entries_of, shapes_of
 from .kernels import Kernel
 from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
