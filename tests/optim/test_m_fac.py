@@ -8,7 +8,9 @@ from torch import nn
 
 import fallline as fl
 from fallline import optim
-from fallline.optim.engine.parts import Direction
+from fallline.optim.averaging import PolynomialDecay
+from fallline.optim.directions.fisher import WindowedFisher
+from fallline.optim.engine.parts import DecoupledDecay, Direction
 from fallline.optim.engine.state import State, like
 
 SHAPES = ((3, 4), (5,), (), (2, 3, 2))
@@ -168,7 +170,7 @@ def test_frozen_parameters_take_no_memory_and_late_ones_are_sent_to_their_own_gr
 def test_a_new_plan_keeps_the_window_where_it_lies():
     params = parameters()
     optimizer = optim.MFAC([{"params": params[:2]}, {"params": params[2:], "lr": 0.0}], m=3)
-    places = []
+    windows = []
     changes = (lambda: None, lambda: optimizer.param_groups[1].update(lr=0.1), lambda: setattr(params[0], "grad", None),
                lambda: optimizer.load_state_dict(optimizer.state_dict()),
                lambda: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())))
@@ -177,9 +179,10 @@ def test_a_new_plan_keeps_the_window_where_it_lies():
             p.grad = gradient(p, t, i)
         change()
         optimizer.step()
-        places.append(optimizer.state[params[0]]["window"].untyped_storage().data_ptr())
+        windows.append(optimizer.state[params[0]]["window"])  # alive, so that no place is used twice
         rows = torch.cat([optimizer.state[p]["window"].reshape(3, -1) for p in params[:2]], 1)
         torch.testing.assert_close(optimizer.state[params[0]]["gram"], rows @ rows.mT)
+    places = [window.data_ptr() for window in windows]
     assert places[0] == places[1] == places[2] and len(set(places[2:])) == 3  # what was loaded may be another optimizer's
 
 
@@ -234,6 +237,29 @@ def test_autograd_follows_the_pure_form():
 
     (slope,) = torch.autograd.grad(end(scale), scale)
     assert float(slope) == pytest.approx(float((end(scale + 1e-5) - end(scale - 1e-5)).detach()) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("pure", [False, True])
+def test_averages_and_distances_of_a_resting_parameter_are_those_of_its_point(pure):
+    params = parameters()
+    optimizer = fl.optim.Optimizer(params, WindowedFisher(3), {"lr": 0.1, "damp": 0.1, "momentum": 0.5, "weight_decay": 0.3,
+                                                               "reps_rel": 1e-6, "eps": 1e-8},
+                                   move=DecoupledDecay(), average=PolynomialDecay(), step_size=fl.optim.DistanceOverGradients())
+    point, x = params[1].detach().clone(), [p.detach().clone() for p in params]
+    state = optimizer.init(x)
+    for t in range(4):
+        gradients = [gradient(p, t, i) for i, p in enumerate(params)]
+        gradients[1] = torch.zeros_like(params[1]) if t == 2 else None
+        if pure:
+            x, state = optimizer.update(x, gradients, state)
+        for p, g in zip(params, gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        if t < 2:
+            found = state if pure else [optimizer.state[p] for p in params]
+            assert torch.equal(found[1]["start"], point) and torch.allclose(found[1]["average"], point, atol=1e-12)
+    if pure:
+        torch.testing.assert_close(flat(x), flat(params), rtol=1e-10, atol=1e-10)
 
 
 class Whole(Direction):

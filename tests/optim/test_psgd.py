@@ -168,16 +168,12 @@ def test_a_step_is_the_preconditioned_average_of_gradients(settings):
 
 @pytest.mark.parametrize("kind", ["dense", "xmat", "diag"])
 def test_what_is_fitted_is_the_inverse_of_the_absolute_hessian(kind):
-    H = torch.diag(torch.tensor([4.0, -1.0, 0.25, 2.0, -0.5, 1.0, 8.0], dtype=torch.float64))
-    model, objective = quadratic(H, 0 * normal(N))
-    optimizer = optim.PSGD(model.parameters(), kind=kind, lr=0.0)
-    for rate in (0.1, 0.01):
-        optimizer.param_groups[0]["lr_precond"] = rate
-        for _ in range(1000):
-            optimizer.step(objective(*NOTHING))
-    s = optimizer.state[model.one] if kind == "dense" else {
-        n: torch.cat([optimizer.state[p][n] for p in model.parameters()]) for n in optimizer.direction.factors(normal(N))}
-    Q = factor(kind, s) @ H.abs().sqrt()
+    H = torch.tensor([4.0, -1.0, 0.25, 2.0, -0.5, 1.0, 8.0], dtype=torch.float64)
+    direction, s = STATES[kind]
+    for t, rate in enumerate([0.1] * 500 + [0.01] * 1000):
+        v = normal(N, key=t)
+        s = direction.observe("", torch.stack((v, H * v)), s, coefficients(rate=rate, first=t == 0))
+    Q = factor(kind, s) * H.abs().sqrt()
     torch.testing.assert_close(Q.mT @ Q, EYE, rtol=0, atol=0.15)
 
 

@@ -12,7 +12,8 @@ from fallline.core.errors import MissingOracle
 
 from . import door
 from .hooks import First
-from .joint import Joined, Owned, entries_of, shapes_of
+from .joined import Joined, Owned
+from .joint import entries_of, shapes_of
 from .kernels import Kernel
 from .parts import Coefficients, Direction, Search, StepSize, View, has_solution
 from .plan import Bucket, Member, build
@@ -143,6 +144,8 @@ def update(
     joined = Joined(owned, params, [g is not None for g in gradients], states)
     items = _items(optimizer, owned, joined, overrides)
     points, found = joined.points(), joined.gradients(gradients)
+    for k, item in enumerate(items):
+        item.c = Coefficients(joined.coefficients(k, vars(item.c), item.p))
     taken = _step(optimizer, items, points, found, [joined.state(k, item.declared) for k, item in enumerate(items)], loss)
     return joined.apart(*taken, [item.declared for item in items])
 

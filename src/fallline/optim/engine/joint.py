@@ -1,8 +1,8 @@
 """All parameters of a group as one vector, for rules that must see them together.
 
 The vector holds the group's parameters in their order: those that have or require gradients at its first step. Where one has no
-gradient at a step, the vector holds zeros for its gradient and for its point, and it stays where it is. The vector has one step count,
-which all of its parameters show. Sharded parameters are gathered, treated alike on all ranks, and cut again.
+gradient at a step, the vector holds zeros for it, without decay, and its learning rate is 0: it stays where it is. The vector has one
+step count, which all of its parameters show. Sharded parameters are gathered, treated alike on all ranks, and cut again.
 """
 
 from __future__ import annotations
@@ -78,6 +78,14 @@ def _codec(state: State, storage: Storage, like: Tensor) -> Codec:
     return Codec(like.dtype) if codec.block > 1 else codec
 
 
+def where_present(numbers: dict[str, Any], lengths: Sequence[int], present: Sequence[bool], like: Tensor) -> dict[str, Any]:
+    """Coefficients of a vector with no rate and no decay where a parameter has no gradient."""
+    if all(present):
+        return numbers
+    mask = torch.cat([like.new_full((n,), float(here)) for n, here in zip(lengths, present, strict=True)])
+    return {**numbers, **{name: numbers[name] * mask for name in ("lr", "weight_decay")}}
+
+
 class JointUnit(Unit):
     """The parameters of one group as a vector ``(n,)``; see the module.
 
@@ -89,21 +97,22 @@ class JointUnit(Unit):
                  earlier: Sequence[Unit] = ()) -> None:
         super().__init__(params, entries, indices)
         self.rests = rests
-        known = [unit for unit in earlier if isinstance(unit, JointUnit) and list(map(id, unit.params)) == list(map(id, params))]
-        self.kept = {name: (buffer, parts) for unit in known for name, (buffer, parts) in unit.held.items()}
+        alike = [unit for unit in earlier if isinstance(unit, JointUnit) and unit.entries == entries]
+        self.kept = {name: found for unit in alike if list(map(id, unit.params)) == list(map(id, params)) for name, found in
+                     unit.held.items()}
         self.held: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self.lengths = [p.numel() for p in params]
         self.total = sum(self.lengths)
         self.counts = torch.tensor(self.lengths, device=self.locals[0].device)
 
     def load(self) -> Tensor:
-        return self._joined([None if rests else full(p) for p, rests in zip(self.params, self.rests, strict=True)])
+        return self._joined([full(p) for p in self.params])
 
     def pack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         return self._joined([None if t is None else full(t) for t in tensors])
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors with a dimension before those of the parameter give as many vectors, ``(rows, n)``."""
+        """Tensors with a dimension before those of their parameters give as many vectors, ``(rows, n)``."""
         if tensors[0].ndim == self.params[0].ndim:
             return self.pack(tensors)
         return torch.cat([full(t).flatten(1) if t.ndim > 1 else full(t).unsqueeze(1) for t in tensors], 1)
@@ -162,6 +171,11 @@ class JointUnit(Unit):
         rows = buffer.shape[:-1]
         return [part.view((*rows, *p.shape)) for part, p in zip(buffer.split(self.lengths, -1), self.params, strict=True)]
 
+    def where_present(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients of a step; see :func:`where_present`."""
+        like = torch.empty(0, dtype=self.working, device=self.locals[0].device)
+        return where_present(numbers, self.lengths, [not rests for rests in self.rests], like)
+
     def views(self, i: int, buffers: tuple[Tensor, ...], codec: Codec) -> tuple[Tensor, ...]:
         """All of it: what is not finite in one place has spoilt the vector."""
         return buffers
@@ -172,88 +186,3 @@ def _fitting(name: str, loaded: Tensor, part: Tensor) -> Tensor:
         raise ValueError(f"the loaded state {name!r} has shape {tuple(loaded.shape)} where {tuple(part.shape)} is needed; load it into "
                          "the model and optimizer that saved it, with the settings of that time")
     return loaded
-
-
-Owned = tuple[Tensor, Mapping[str, Any], Direction]
-"""A parameter of the optimizer, its group and its direction."""
-
-
-class Joined:
-    """The sequences of the pure form, parameters, gradients and states, with the vector of every group as one item, and back.
-
-    ``present`` says which parameters have a gradient.
-    """
-
-    def __init__(self, owned: Sequence[Owned], params: Sequence[Tensor],
-                 present: Sequence[bool], states: Sequence[Mapping[str, Any]]) -> None:
-        self.params, self.present, self.states = params, present, states
-        self.items: list[list[int]] = []
-        """The positions of the parameters of every item; frozen ones of a joint rule are in none."""
-        vectors: dict[Any, list[int]] = {}
-        begun = {id(group) for (_, group, _), state in zip(owned, states, strict=True) if has_begun([state])}
-        for i, (own, group, direction) in enumerate(owned):
-            if direction.scope != "joint":
-                self.items.append([i])
-            elif belongs(own, present[i], states[i], id(group) in begun):
-                key = (id(group), direction)
-                if key not in vectors:
-                    self.items.append(vectors.setdefault(key, []))
-                vectors[key].append(i)
-        self.joint = [owned[item[0]][2].scope == "joint" for item in self.items]
-
-    def points(self) -> list[Tensor]:
-        """Of every item: its parameter, or the vector, with zeros for those not present."""
-        return [self._vector(item, self.params) if joint else self.params[item[0]]
-                for item, joint in zip(self.items, self.joint, strict=True)]
-
-    def gradients(self, given: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Likewise; None where no parameter of the item has one."""
-        return [self._vector(item, given) if joint and any(self.present[i] for i in item) else given[item[0]]
-                for item, joint in zip(self.items, self.joint, strict=True)]
-
-    def _vector(self, item: list[int], given: Sequence[Tensor | None]) -> Tensor:
-        params = [self.params[i] for i in item]
-        kind = vector_like(params).dtype
-        found = [given[i] if self.present[i] else None for i in item]
-        flat = [p.new_zeros(p.numel()) if t is None else t.reshape(-1) for p, t in zip(params, found, strict=True)]
-        return torch.cat([t.to(kind) for t in flat])
-
-    def state(self, k: int, declared: Mapping[str, State]) -> dict[str, Any]:
-        """The state of item ``k``."""
-        item = self.items[k]
-        first = dict(self.states[item[0]])
-        if not self.joint[k]:
-            return first
-        first["step"] = steps_taken([self.states[i] for i in item])
-        for name, entry in declared.items():
-            if entry.shape is None and name in first:
-                rows = () if entry.rows is None else (entry.rows,)
-                first[name] = torch.cat([self.states[i][name].reshape((*rows, -1)) for i in item], -1)
-        return first
-
-    def apart(self, params: Sequence[Tensor], states: Sequence[Mapping[str, Any]], declared: Sequence[Mapping[str, State]],
-              ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """Parameters and states in the optimizer's order from those of all items."""
-        found, kept = list(self.params), [dict(state) for state in self.states]
-        for k, item in enumerate(self.items):
-            if not self.joint[k]:
-                found[item[0]], kept[item[0]] = params[k], dict(states[k])
-                continue
-            lengths = [self.params[i].numel() for i in item]
-            for i, part in zip(item, params[k].split(lengths), strict=True):
-                p = self.params[i]
-                found[i] = part.view(p.shape).to(p.dtype) if self.present[i] else p
-            for j, i in enumerate(item):
-                kept[i] = self._own_state(states[k], declared[k], lengths, j, self.params[i])
-        return found, kept
-
-    def _own_state(self, state: Mapping[str, Any], declared: Mapping[str, State], lengths: list[int], j: int,
-                   p: Tensor) -> dict[str, Any]:
-        own = {}
-        for name, value in state.items():
-            entry = declared.get(name)
-            if entry is None or (entry.shape is not None and j == 0):
-                own[name] = value
-            elif entry.shape is None:
-                own[name] = value.split(lengths, -1)[j].reshape((*value.shape[:-1], *p.shape))
-        return own

@@ -181,7 +181,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         return all_finite([g for u in units for g in u.real(_gradients(u)) if g.numel()], meshes)
 
     def _move(self, buckets: list[Bucket], loss: Any, closure: Any) -> list[tuple[Tensor, Unit]]:
-        values = [self.coefficients(b.direction, b.group, b.step + 1) for b in buckets]
+        values = [b.units[0].where_present(self.coefficients(b.direction, b.group, b.step + 1)) for b in buckets]
         if self.has("share"):
             shared = self.share([self._view(b, u) for b in buckets for u in b.units], loss)
             values = [{**numbers, **shared} for numbers in values]
@@ -201,7 +201,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _view(self, bucket: Bucket, unit: Unit) -> View:
         p = unit.load()
         x = p.to(unit.working)
-        c = Coefficients({"weight_decay": float(bucket.group.get("weight_decay", 0.0))})
+        c = Coefficients(unit.where_present({"lr": 0.0, "weight_decay": float(bucket.group.get("weight_decay", 0.0))}))
         gradient = bucket.kernel.gradient(unit.pack(_gradients(unit)), x, c)
         return View(gradient, bucket.kernel.decode(unit.pieces, x.dtype), bucket.step + 1)
 

@@ -79,6 +79,10 @@ class Unit:
         """One number a parameter, ready to multiply the kernel's tensors."""
         raise NotImplementedError
 
+    def where_present(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients of a step, with those that must be 0 where a parameter has no gradient."""
+        return numbers
+
     def real(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Gradients as local real tensors."""
         if self.plain:
