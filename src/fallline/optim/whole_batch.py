@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fallline.core.curvature import GaussNewton
 from fallline.core.errors import NonFiniteError
 from fallline.core.operators import LinearOperator
 from fallline.optim.engine.alarms import all_finite
+from fallline.optim.engine.door import check_layout
 from fallline.optim.engine.optimizer import Optimizer
 from fallline.optim.engine.oracles import acts, gradients_at, refuse, value_at
 
@@ -72,6 +74,8 @@ class WholeBatch:
         self.variables: dict[str, Tensor] = {names[id(p)]: p for p, _ in moving}
         self.groups = [group for _, group in moving]
         self.sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+        for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            check_layout(optimizer, index, p)
         self.finite = bool(moving) and all_finite([p.grad for p, _ in moving if p.grad is not None and p.numel()], [])
         if moving:
             self.dtype = tree.precision(self.variables)
@@ -142,6 +146,16 @@ class WholeBatch:
             return None
         return torch.cat([p.new_zeros(p.numel(), dtype=self.dtype) if part is None else part.reshape(-1).to(self.dtype)
                           for p, part in zip(self.variables.values(), held, strict=True)])
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Leave the step out where curvature turns out not to be finite, unless the optimizer raises."""
+        try:
+            yield
+        except NonFiniteError:
+            if self.optimizer.nonfinite == "raise":
+                raise
+            self.take(torch.full_like(self.gradient, math.nan))
 
     def take(self, step: Tensor, **keep: Tensor) -> bool:
         """Hand the step to the engine and keep vectors for the next one; whether they are finite, else nothing is kept."""
