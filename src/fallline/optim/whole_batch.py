@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fallline.core import tree
 from fallline.core.curvature import GaussNewton
-from fallline.core.errors import NonFiniteError
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.operators import LinearOperator
 from fallline.optim.engine.alarms import all_finite
 from fallline.optim.engine.door import check_layout
@@ -37,6 +38,9 @@ def differentiated(optimizer: Optimizer, closure: Callable[[], Any] | None, orac
         return None
     if not (hasattr(closure, oracle) and hasattr(closure, "variables")):
         refuse(type(optimizer).__name__, need)
+    if isinstance(getattr(closure, "model", None), DistributedDataParallel):
+        raise MissingOracle(f"{type(optimizer).__name__} takes curvature from this process's samples alone, by which the processes' "
+                            "weights would part: give one process the whole batch and the bare model")
     return WholeBatch(optimizer, closure, need)
 
 
@@ -64,6 +68,8 @@ class WholeBatch:
     def __init__(self, optimizer: Optimizer, closure: Any, need: str) -> None:
         self.optimizer, self.closure = optimizer, closure
         self.loss = closure()
+        for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            check_layout(optimizer, index, p)
         names = {id(p): name for name, p in closure.variables.items()}
         moving = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None and acts([group])]
         if any(id(p) not in names for p, _ in moving):
@@ -74,8 +80,6 @@ class WholeBatch:
         self.variables: dict[str, Tensor] = {names[id(p)]: p for p, _ in moving}
         self.groups = [group for _, group in moving]
         self.sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
-        for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            check_layout(optimizer, index, p)
         self.finite = bool(moving) and all_finite([p.grad for p, _ in moving if p.grad is not None and p.numel()], [])
         if moving:
             self.dtype = tree.precision(self.variables)
