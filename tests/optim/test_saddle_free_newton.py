@@ -218,3 +218,19 @@ def test_what_it_cannot_do_is_refused_by_name():
 def test_bad_settings_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         SaddleFreeNewton([nn.Parameter(torch.ones(2))], **arguments)
+
+
+def test_a_hessian_that_is_not_finite_is_left_out_or_raised():
+    x = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    problem = fl.Smooth(lambda x: (x.abs() ** 1.5).sum() + x.sum(), x.detach())
+    SaddleFreeNewton([x], nonfinite="skip").step(problem.bind(x))
+    assert not x.any()
+    with pytest.raises(NonFiniteError, match="non-finite product"):
+        SaddleFreeNewton([x]).step(problem.bind(x))
+
+
+def test_sparse_gradients_are_refused_by_name():
+    model = nn.Embedding(5, 3, sparse=True)
+    optimizer = SaddleFreeNewton(model.named_parameters())
+    with pytest.raises(RuntimeError, match=r"sparse.*'weight'.*sparse=False"):
+        optimizer.step(fl.Objective(model, cross_entropy)(torch.tensor([1, 2]), torch.tensor([0, 1])))

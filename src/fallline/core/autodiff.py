@@ -69,12 +69,12 @@ def linearized_gradient(fun: Scalar, x: Tree, name: str = "fun") -> Callable[[Tr
         first = _gradients(differentiable(fun(point), name), point, create_graph=True)
 
     def product(v: Tree) -> Tree:
-        curved = [(g, u) for g, u in zip(tree.leaves(first), tree.leaves(tree.map(lambda _, u: u, first, v)), strict=True)
-                  if g.requires_grad]
+        vectors = tree.leaves(tree.map(lambda g, u: u.to(g.dtype), first, v))
+        curved = [(g, u) for g, u in zip(tree.leaves(first), vectors, strict=True) if g.requires_grad]
         if not curved:
             return tree.zeros_like(x)  # f may be linear in x
-        outputs, vectors = zip(*curved, strict=True)
-        return _gradients(outputs, point, grad_outputs=vectors, retain_graph=True)
+        outputs, along = zip(*curved, strict=True)
+        return _gradients(outputs, point, grad_outputs=along, retain_graph=True)
 
     return product
 

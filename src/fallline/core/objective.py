@@ -174,7 +174,7 @@ class ModelProblem(Problem):
             The model is sharded, or normalises a sample by its batch.
         """
         if sharded(self.model):
-            raise MissingOracle("per-sample Jacobians need whole weights, and this model is sharded")
+            raise MissingOracle("per-sample Jacobians need whole weights, and this model is sharded; gather them into a bare copy")
         if together := batch_statistics(self.model):
             raise MissingOracle("per-sample Jacobians need outputs that depend on one sample each, and batch normalisation makes them "
                                 f"depend on the batch, in {', '.join(together[:3])}; call eval() on such layers, or use GroupNorm")

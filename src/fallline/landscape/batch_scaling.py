@@ -143,7 +143,7 @@ def batch_hessian_report(problem: Problem, x: Tree | None, sizes: Sequence[int],
     samples = None if replacement else count
     with evaluation(problem, x) as (whole, point):
         whole.require("hvp", by="batch_hessian_report")
-        operator = _hessian(whole, point)
+        operator = whole.hessian_operator(point)
         top = top_eigenvalues(operator, tol=TOLERANCE, generator=key.fold("all").generator())
         largest, u = float(top.values[0]), top.vectors[:, 0]
         if not largest > 0:
@@ -156,7 +156,7 @@ def batch_hessian_report(problem: Problem, x: Tree | None, sizes: Sequence[int],
         for j in range(draws):
             batch = _draw(problem, key.fold("batch", size, j), size, samples)
             with evaluation(batch, point) as (realisation, at):
-                noisy = _hessian(realisation, at)
+                noisy = realisation.hessian_operator(at)
                 row.append(float(top_eigenvalues(noisy, tol=TOLERANCE, start=u).values[0]))
                 scale = _effective(size, samples)
                 along.append(scale * _difference(noisy, *exact[0]))
@@ -185,13 +185,6 @@ def _draw(problem: Problem, key: Key, size: int, samples: int | None) -> Problem
     if samples is None:
         return problem.draw(key, size)
     return problem.draw(key, indices=torch.randperm(samples, generator=key.generator())[:size])
-
-
-def _hessian(problem: Problem, point: Tree) -> LinearOperator:
-    def product(v: Tree) -> Tree:
-        return problem.hvp(point, v)
-
-    return LinearOperator.from_function(product, point, adjoint=product)
 
 
 def _difference(noisy: LinearOperator, v: Tensor, exact: Tensor) -> float:

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from fallline.core.keys import Key
-from fallline.core.operators import LinearOperator, lanczos
-from fallline.core.tree import Tree
+from fallline.core.operators import lanczos
 from fallline.core.warning import warn
 from fallline.optim.survey import Momentum
 
@@ -103,19 +102,15 @@ class LanczosLR:
 
     def propose(self, realisation: Any) -> HeavyBall | None:
         """Return what the curvature of this batch asks for, changing nothing; None where no Ritz value is positive."""
-        if not (hasattr(realisation, "variables") and hasattr(realisation, "hvp")):
-            raise TypeError(f"realisation must have variables and hvp, got {type(realisation).__name__}; pass objective(inputs, "
+        if not (hasattr(realisation, "variables") and hasattr(realisation, "hessian_operator")):
+            raise TypeError(f"realisation must have variables and a Hessian, got {type(realisation).__name__}; pass objective(inputs, "
                             "targets) or problem.draw(key).bind(variables)")
         variables = {name: p.detach() for name, p in realisation.variables.items()}
         dtypes = {p.dtype for p in variables.values()}
         if not dtypes <= {torch.float32, torch.float64} or len(dtypes) != 1:
             raise ValueError(f"parameters must be float32 or float64 throughout, got {sorted(map(str, dtypes))}")
 
-        def product(v: Tree) -> Tree:
-            return realisation.hvp(None, v)
-
-        operator = LinearOperator.from_function(product, variables, adjoint=product)
-        found = lanczos(operator, self.m, generator=Key(self.seed).fold("lanczos", self.calls).generator())
+        found = lanczos(realisation.hessian_operator(), self.m, generator=Key(self.seed).fold("lanczos", self.calls).generator())
         values = torch.linalg.eigvalsh(found.tridiagonal.double())
         largest, smallest = float(values[-1]), float(values[0])
         return heavy_ball(largest, max(smallest, self.floor * largest)) if largest > 0 else None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.keys import Key, as_key
-from fallline.core.operators import LinearOperator, top_eigenvalues
+from fallline.core.operators import top_eigenvalues
 from fallline.core.problem import Problem
 from fallline.core.tree import Tree
 
@@ -96,10 +96,7 @@ def _ratio(realisation: Problem, x: Tree, size: int) -> float:
 
 def _extremes(problem: Problem, x: Tree, key: Key) -> tuple[float, float]:
     """The largest and the smallest eigenvalue of the Hessian."""
-    def product(v: Tree) -> Tree:
-        return problem.hvp(x, v)
-
-    operator = LinearOperator.from_function(product, x, adjoint=product)
+    operator = problem.hessian_operator(x)
 
     def end(which: str) -> Tensor:
         generator = key.fold(which).generator()

@@ -96,7 +96,7 @@ class EGN(Optimizer):
         if batch is None:
             return None
         if batch.finite:
-            with torch.no_grad():
+            with torch.no_grad(), batch.left_out():
                 self._descend(batch)
         return batch.loss
 

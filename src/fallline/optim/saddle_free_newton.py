@@ -96,7 +96,7 @@ class SaddleFreeNewton(Optimizer):
         if batch is None:
             return None
         if batch.finite:
-            with torch.no_grad():
+            with torch.no_grad(), batch.left_out():
                 step = self._step(batch)
                 batch.take(step, previous_step=step)
         return batch.loss

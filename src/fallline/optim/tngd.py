@@ -127,7 +127,7 @@ class TNGD(Over):
         if batch is None:
             return None
         if batch.finite:
-            with torch.no_grad():
+            with torch.no_grad(), batch.left_out():
                 found, last = (self._digital if self.analog_time is None else self._analog)(batch)
                 batch.take(found, **({"natural_gradient": last} if self.warm_start else {}))
         return batch.loss

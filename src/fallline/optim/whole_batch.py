@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fallline.core import tree
 from fallline.core.curvature import GaussNewton
-from fallline.core.errors import NonFiniteError
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.operators import LinearOperator
 from fallline.optim.engine.alarms import all_finite
+from fallline.optim.engine.door import check_layout
 from fallline.optim.engine.optimizer import Optimizer
 from fallline.optim.engine.oracles import acts, gradients_at, refuse, value_at
 
@@ -35,6 +38,9 @@ def differentiated(optimizer: Optimizer, closure: Callable[[], Any] | None, orac
         return None
     if not (hasattr(closure, oracle) and hasattr(closure, "variables")):
         refuse(type(optimizer).__name__, need)
+    if isinstance(getattr(closure, "model", None), DistributedDataParallel):
+        raise MissingOracle(f"{type(optimizer).__name__} takes curvature from this process's samples alone, by which the processes' "
+                            "weights would part: give one process the whole batch and the bare model")
     return WholeBatch(optimizer, closure, need)
 
 
@@ -62,6 +68,8 @@ class WholeBatch:
     def __init__(self, optimizer: Optimizer, closure: Any, need: str) -> None:
         self.optimizer, self.closure = optimizer, closure
         self.loss = closure()
+        for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            check_layout(optimizer, index, p)
         names = {id(p): name for name, p in closure.variables.items()}
         moving = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None and acts([group])]
         if any(id(p) not in names for p, _ in moving):
@@ -142,6 +150,16 @@ class WholeBatch:
             return None
         return torch.cat([p.new_zeros(p.numel(), dtype=self.dtype) if part is None else part.reshape(-1).to(self.dtype)
                           for p, part in zip(self.variables.values(), held, strict=True)])
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Leave the step out where curvature turns out not to be finite, unless the optimizer raises."""
+        try:
+            yield
+        except NonFiniteError:
+            if self.optimizer.nonfinite == "raise":
+                raise
+            self.take(torch.full_like(self.gradient, math.nan))
 
     def take(self, step: Tensor, **keep: Tensor) -> bool:
         """Hand the step to the engine and keep vectors for the next one; whether they are finite, else nothing is kept."""

@@ -75,6 +75,14 @@ def test_products_are_differentiable() -> None:
     torch.testing.assert_close(A.grad, torch.ones_like(A))
 
 
+def test_vectors_may_be_of_a_higher_precision_than_the_leaves() -> None:
+    like = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(1)}
+    A = LinearOperator.from_function(lambda v: {"a": 2 * v["a"], "b": v["b"]}, like, dtype=torch.float32)
+    found = A.matvec(torch.tensor([1.0, 3.0, 0.1]))
+    assert found.dtype is torch.float32 and found.tolist() == pytest.approx([2.0, 6.0, 0.1])
+    assert A.dtype is torch.float32
+
+
 def test_errors_at_the_door() -> None:
     A = LinearOperator.from_tensor(draw(4, 3))
     with pytest.raises(ValueError, match="expects a vector of 3 entries here, got 4"):

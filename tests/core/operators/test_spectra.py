@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fallline.core.counts import Counts
+from fallline.core.errors import NonFiniteError
 from fallline.core.operators import LinearOperator, lanczos, power_iteration, top_eigenvalues
 
 
@@ -130,5 +131,5 @@ def test_errors_at_the_door() -> None:
     with pytest.raises(ValueError, match="max_iterations must be >= k"):
         top_eigenvalues(operator, 2, max_iterations=1, generator=generator())
     broken = LinearOperator((3, 3), lambda v: v / 0)
-    with pytest.raises(ValueError, match="non-finite product at Lanczos step 1"):
+    with pytest.raises(NonFiniteError, match="non-finite product at Lanczos step 1"):
         lanczos(broken, 2, generator=generator())

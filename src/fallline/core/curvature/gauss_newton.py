@@ -123,7 +123,7 @@ class GaussNewton:
         device = self.outputs.device
         return LinearOperator((self.size, self.size), self.product, self.product, dtype=self.dtype, device=device, counts=self._counts)
 
-    def to_dense(self, chunk: int = 256) -> Tensor:
+    def to_dense(self, chunk: int = 64) -> Tensor:
         """Return G, shape (d, d), from its products with unit vectors, ``chunk`` of them at a time."""
         self._counts.add("matvecs", self.size)
         identity = torch.eye(self.size, dtype=self.dtype, device=self.outputs.device)

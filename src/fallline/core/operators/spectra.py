@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
+from fallline.core.errors import NonFiniteError
 from fallline.core.operators.linear import LinearOperator, inner, random_vector, require_square, start_vector
 
 __all__ = ["Eigenpair", "Eigenpairs", "Tridiagonalization", "lanczos", "power_iteration", "top_eigenvalues"]
@@ -265,7 +266,7 @@ class _Process:
             w = self._orthogonal(w)
             beta = float(torch.linalg.vector_norm(w))
             if not (abs(alpha) < float("inf") and beta < float("inf")):
-                raise ValueError(f"{self.operator!r} returned a non-finite product at Lanczos step {len(self.alphas) + 1}")
+                raise NonFiniteError(f"{self.operator!r} returned a non-finite product at Lanczos step {len(self.alphas) + 1}")
             scale = max(scale, abs(alpha) + beta)
             self.alphas.append(alpha)
             self.exhausted = beta <= 10 * precision * scale
