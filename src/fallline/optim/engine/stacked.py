@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .across import Across
-from .layout import is_sharded, local, numel, shard, sharded_as, sharding
+from .layout import full, is_sharded, local, numel, shard, sharded_as, sharding
 from .reduction import How, batched
 from .state import State
 from .storage import Codec
@@ -22,17 +22,15 @@ class StackedUnit(Unit):
     def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], view: tuple[int, ...]) -> None:
         super().__init__(params, entries, indices)
         self.view = view
-        self.full = [_full(p) for p in params] if is_sharded(params[0]) else self.locals
 
     def describe(self, c: Any) -> None:
         c.indices = self.indices
 
     def load(self) -> Tensor:
-        if is_sharded(self.params[0]):
-            self.full = [_full(p) for p in self.params]
-        return self._stack(self.full)
+        return self.stack([full(p) for p in self.params] if is_sharded(self.params[0]) else self.locals)
 
-    def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Whole tensors shaped like the parameters as the batch."""
         if len(tensors) == 1:
             return tensors[0].reshape(1, *self.view)
         return torch.stack([t.reshape(self.view) for t in tensors])
@@ -46,23 +44,23 @@ class StackedUnit(Unit):
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         if is_sharded(self.params[0]):
-            return self._stack([_full(t) for t in tensors])
-        return self._stack(self.real(tensors))
+            return self.stack([full(t) for t in tensors])
+        return self.stack(self.real(tensors))
 
     def segments(self, x: Tensor, how: How = "sum") -> Tensor:
         return batched(x, how).view(-1)
 
     def started(self, i: int, declared: State) -> Tensor:
-        return declared.start(self.seen(i), self.working, self.indices[i])
+        p, seen = self.params[i], self.locals[i]
+        if is_sharded(p):  # gathered only where its numbers are asked for: whoever gathers waits for the others
+            seen = full(p) if declared.initial == "parameter" else torch.empty(p.shape, dtype=self.working, device=seen.device)
+        return declared.start(seen.reshape(self.view), self.working, self.indices[i])
 
     def spread(self, values: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.view))
 
     def tiled(self, t: Tensor) -> Tensor:
         return t
-
-    def seen(self, i: int) -> Tensor:
-        return self.full[i].reshape(self.view)
 
     def _shape(self, declared: State) -> tuple[int, ...]:
         return self.view if declared.shape is None else declared.shape
@@ -104,7 +102,7 @@ class PartsUnit(StackedUnit):
 
     def __init__(self, params: list[Tensor], entries: Entries, indices: list[int], view: tuple[int, ...]) -> None:
         Unit.__init__(self, params, entries, indices)
-        self.view, self.full = view, self.locals
+        self.view = view
         mesh, placements = sharding(params[0])
         self.across = Across(mesh, placements, params[0].shape)
 
@@ -113,10 +111,10 @@ class PartsUnit(StackedUnit):
         c.across = self.across
 
     def load(self) -> Tensor:
-        return self._stack(self.locals)
+        return self.stack(self.locals)
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        return self._stack(self.real(tensors))
+        return self.stack(self.real(tensors))
 
     def store(self, p: Tensor) -> None:
         for new, target in zip(p.unbind(), self.locals, strict=True):
@@ -139,7 +137,3 @@ class PartsUnit(StackedUnit):
             return {name: self.across.shown(part, declared.along)}
         return {name: sharded_as(part, self.params[i]) if declared.shape is None else part}
 
-
-def _full(t: Any) -> Tensor:
-    whole: Tensor = t.detach().full_tensor()
-    return whole
