@@ -4,7 +4,7 @@
 
 tunes every method alike on two networks (its defaults and five further settings of its own space, spread evenly, on one seed), then
 lets it run at its best setting on three seeds until the validation loss is that which AdamW, tuned the same way, ends at; and writes
-``docs/preconditioned.md``. A run is over at twice AdamW's steps or ten times its seconds. One thread; looking at the validation loss
+``docs/preconditioned.md``. A run is over at twice AdamW's steps or five times its seconds. One thread; looking at the validation loss
 is not timed. What is found is kept in ``preconditioned-study.json``, so that a second call goes on where the first one stopped.
 """
 
@@ -33,8 +33,8 @@ from fallline.problems import byte_lm, digits_cnn
 PAGE = Path(__file__).parents[1] / "docs" / "preconditioned.md"
 KEPT = Path("preconditioned-study.json")
 SETTINGS, SEEDS, EVERY = 6, 3, 5
-STEPS_LIMIT, SECONDS_LIMIT = 2, 10
-PROBLEMS = {"byte-lm": (byte_lm, 60), "digits-cnn": (digits_cnn, 200)}
+STEPS_LIMIT, SECONDS_LIMIT = 2, 5
+PROBLEMS = {"byte-lm": (byte_lm, 40), "digits-cnn": (digits_cnn, 200)}
 METHODS: dict[str, dict[str, Any]] = {
     "adamw": {}, "shampoo": {}, "shampoo, half": {"exponent": "half"}, "scalable-shampoo": {},
     "distributed-shampoo": {"start_step": 10, "root_every": 10}, "shampoo-4bit": {"T1": 5, "T2": 10}, "dion": {},
@@ -176,7 +176,7 @@ HEAD = """# Preconditioned methods
 
 Steps, seconds and bytes to AdamW's final loss, for every preconditioned and second-order method, tuned alike: its defaults and five
 further settings that fill its own space evenly, on one seed; the best of them runs on three seeds until the validation loss is that of
-AdamW at the same seed. A run is over at twice AdamW's steps or ten times its seconds. Medians, with the range in brackets; seconds are
+AdamW at the same seed. A run is over at twice AdamW's steps or five times its seconds. Medians, with the range in brackets; seconds are
 of steps alone, on one thread of {processor}. Intervals that exceed such short runs are shorter than the defaults: Distributed Shampoo's
 roots every 10 steps from the tenth, 4-bit Shampoo's every 10 with statistics every 5, AdaFisher's moments every 10; M-FAC has windows
 of 32 gradients, its sparse form 128; saddle-free Newton's space has 10 dimensions. Made by `python benchmarks/preconditioned_study.py`.

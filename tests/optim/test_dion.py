@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from meshes import shard_layers
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -180,24 +181,11 @@ def with_a_closure(rank):
 
 
 def sharded(rank, mesh_shape):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
     model = network()
-    if len(mesh_shape) == 1:
-        data = init_device_mesh("cpu", mesh_shape)
-    else:
-        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("data", "tensor"))
-        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
-        data = mesh["data"]
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=data)
-    fully_shard(model, mesh=data)
+    place = shard_layers(model, mesh_shape)
     optimizer = Dion(model.parameters())
     rows = 16 // mesh_shape[0]
-    first = rows * data.get_local_rank()
+    first = rows * place
     train(model, optimizer, 25, rows=slice(first, first + rows))
     return {"parameters": [whole(p) for p in model.parameters()], "momentum": state_numbers(optimizer, "momentum"),
             "basis": [whole(s["basis"]) for s in optimizer.state.values() if "basis" in s]}

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from meshes import shard_layers
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -73,24 +74,11 @@ def result(model, optimizer):
 
 
 def fully_sharded(rank, mesh_shape):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
     model = network()
-    if len(mesh_shape) == 1:
-        data = init_device_mesh("cpu", mesh_shape)
-    else:
-        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("data", "tensor"))
-        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
-        data = mesh["data"]
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=data)
-    fully_shard(model, mesh=data)
+    place = shard_layers(model, mesh_shape)
     optimizer = DistributedShampoo(model.parameters(), **SETTINGS)
     rows = 16 // mesh_shape[0]
-    first = rows * data.get_local_rank()
+    first = rows * place
     train(model, optimizer, 12, rows=slice(first, first + rows))
     return result(model, optimizer)
 
