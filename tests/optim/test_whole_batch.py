@@ -1,5 +1,8 @@
 """What all rules that take their step from a batch's curvature share: flat vectors, state, what is refused."""
 
+import functools
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +88,56 @@ def test_a_step_that_is_not_finite_keeps_nothing():
         strict.take(bad)
     with pytest.raises(NonFiniteError, match="inside"), strict.left_out():
         raise NonFiniteError("inside")
+
+
+class Spoilt(nn.Module):
+    """The identity, whose second derivative is NaN once ``factor`` is."""
+
+    factor = 1.0
+
+    def forward(self, x):
+        return Once.apply(x)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return Twice.apply(g)
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g):
+        return g.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * Spoilt.factor
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("rule", [
+    fl.optim.TNGD, functools.partial(fl.optim.TNGD, analog_time=1.0), functools.partial(fl.optim.SaddleFreeNewton, krylov=None),
+    functools.partial(fl.optim.SaddleFreeNewton, krylov=5)], ids=["digital", "analog", "dense", "krylov"])
+def test_curvature_that_becomes_nan_is_not_taken_for_the_last_step_s(rule, nonfinite, monkeypatch):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Spoilt(), nn.Linear(5, 3)).double()
+    optimizer = rule(model.parameters(), nonfinite=nonfinite)
+    for _ in range(2):
+        optimizer.step(realisation(model))
+    before = [p.detach().clone() for p in model.parameters()]
+    monkeypatch.setattr(Spoilt, "factor", math.nan)
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteError, match="not finite|non-finite"):
+            optimizer.step(realisation(model))
+    else:
+        optimizer.step(realisation(model))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(int(optimizer.state[p]["step"]) == 2 for p in model.parameters())
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, NoReturn, Unpack
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
+from fallline.core.linalg.batches import symmetric
 from fallline.core.operators import LinearOperator, lanczos
 from fallline.core.registry import register
 from fallline.core.space import Integers, LogUniform, Range
@@ -136,7 +137,9 @@ class Subspace:
             self.basis, self.matrix = found.basis, found.tridiagonal
             if previous is not None and previous.any():
                 self._append(hessian, previous / torch.linalg.vector_norm(previous))
-        self._values, self._vectors = torch.linalg.eigh((self.matrix + self.matrix.mT) / 2)
+        if not self.matrix.isfinite().all():
+            raise NonFiniteError('SaddleFreeNewton met curvature that is not finite; lower lr, or pass nonfinite="skip"')
+        self._values, self._vectors = torch.linalg.eigh(symmetric(self.matrix))
 
     def _append(self, hessian: LinearOperator, v: Tensor) -> None:
         """Take in one more vector, unless it is in the space already."""
@@ -183,5 +186,5 @@ def abs_hessian_step(H: Tensor, g: Tensor, lam: float = 0.0) -> Tensor:
         raise ValueError(f"H must be a square matrix and g a vector of its size, got shapes {tuple(H.shape)} and {tuple(g.shape)}")
     if not (math.isfinite(lam) and lam >= 0):
         raise ValueError(f"lam must be a finite number >= 0, got {lam}")
-    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    values, vectors = torch.linalg.eigh(symmetric(H))
     return _absolute_step(values, vectors, g, lam)

@@ -135,6 +135,8 @@ class TNGD(Over):
     def _digital(self, batch: WholeBatch) -> tuple[Tensor, Tensor]:
         system = batch.gauss_newton().shifted(float(self.param_groups[0]["damp"]))
         found = conjugate_gradient(system, batch.gradient, x0=batch.kept("natural_gradient"), tol=self.tol)
+        if found.status == "nonfinite":
+            raise batch.not_finite()  # the solver's iterate is finite: the last step's solution, or what came before the overflow
         if found.status == "indefinite":
             raise ValueError("the loss must be convex in the model's outputs (concave to maximize it): the Gauss-Newton matrix has an "
                              f"eigenvalue below -damp, {-self.param_groups[0]['damp']}; raise damp, or take another loss")

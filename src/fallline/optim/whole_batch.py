@@ -151,6 +151,11 @@ class WholeBatch:
         return torch.cat([p.new_zeros(p.numel(), dtype=self.dtype) if part is None else part.reshape(-1).to(self.dtype)
                           for p, part in zip(self.variables.values(), held, strict=True)])
 
+    def not_finite(self) -> NonFiniteError:
+        """What to raise, within ``left_out``, where curvature is NaN or infinite."""
+        return NonFiniteError(f"{type(self.optimizer).__name__} met curvature that is not finite, or a step that is not; lower lr, "
+                              'raise the damping, or pass nonfinite="skip"')
+
     @contextmanager
     def left_out(self) -> Iterator[None]:
         """Leave the step out where curvature turns out not to be finite, unless the optimizer raises."""
@@ -165,8 +170,7 @@ class WholeBatch:
         """Hand the step to the engine and keep vectors for the next one; whether they are finite, else nothing is kept."""
         finite = all_finite([step, *keep.values()], [])
         if not finite and self.optimizer.nonfinite == "raise":
-            raise NonFiniteError(f"{type(self.optimizer).__name__} met curvature that is not finite, or a step that is not; lower lr, "
-                                 'raise the damping, or pass nonfinite="skip"')
+            raise self.not_finite()
         ours = step if finite else torch.full_like(step, math.nan)
         for p, part in self.split(self.sign * ours).items():
             p.grad = part.to(p.dtype, copy=True)
