@@ -132,7 +132,7 @@ def test_curvature_that_becomes_nan_is_not_taken_for_the_last_step_s(rule, nonfi
     before = [p.detach().clone() for p in model.parameters()]
     monkeypatch.setattr(Spoilt, "factor", math.nan)
     if nonfinite == "raise":
-        with pytest.raises(NonFiniteError, match="not finite|non-finite"):
+        with pytest.raises(NonFiniteError, match=r"not finite|non-finite"):
             optimizer.step(realisation(model))
     else:
         optimizer.step(realisation(model))

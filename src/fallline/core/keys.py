@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,8 @@ def as_key(key: Key | int) -> Key:
     if isinstance(key, bool) or not isinstance(key, int):
         raise TypeError(f"key must be a Key or an int seed, got {key!r}")
     return Key(key)
+
+
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return Gaussian numbers shaped as ``x``, drawn where the generator lives: the same key gives the same on every device."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)

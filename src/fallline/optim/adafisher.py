@@ -31,7 +31,7 @@ from fallline.core.modules import sharded
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.core.taps import Taps, input_rows
-from fallline.optim.directions.fisher_diagonal import INPUTS, Average, OverFisher
+from fallline.optim.directions.fisher_diagonal import INPUTS, AverageAlone, OverFisher
 from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay, Direction, Move
@@ -133,7 +133,7 @@ class AdaFisher(Optimizer):
     def direction_for(self, p: Tensor, group: Mapping[str, Any]) -> Direction:
         state = self.state.get(p)
         elsewhere = "outputs" not in state if state else id(p) in self._elsewhere
-        return Average() if elsewhere else self.direction
+        return AverageAlone() if elsewhere else self.direction
 
     @contextmanager
     def watching(self, closure: Callable[[], Any] | None) -> Iterator[None]:

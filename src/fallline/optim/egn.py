@@ -35,8 +35,9 @@ class EGN(Optimizer):
 
     Needs the outputs and the loss of them apart: ``opt.step(objective(x, y))``; the outputs are one tensor. With n = samples × outputs
     of a sample and d parameters a step costs n backward passes of a sample, n² d for K and n³ for the solution, and holds n d numbers,
-    or at most 2²⁷ (512 MiB in float32) and K is summed over tensors. The loss may be any function that is convex in the outputs, a mean
-    or a sum: r and Q are its own derivatives, and λ is in its units.
+    or at most 2²⁷ (512 MiB in float32), and J is taken twice, by tensors. The loss may be any function that is convex in the outputs, a
+    mean or a sum: r and Q are its own derivatives, and λ is in its units. K and the solution are in float64: in a model of precision ε
+    a λ below about ε ‖Jᵀ Q J‖ is lost in Q's own rounding, if not for a squared error.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fallline as fl
 from fallline.core import tree
 from fallline.core.curvature import GaussNewton, push_through
-from fallline.core.curvature.gram import sum_of_grams
+from fallline.core.curvature.gram import SampleJacobian
 from fallline.core.errors import MissingOracle
 
 
@@ -117,7 +117,7 @@ def test_push_through_solves_the_dense_system(loss, entries):
     for damp in (1e-3, 1.0):
         expected = torch.linalg.solve(G + damp * torch.eye(43, dtype=torch.float64), g)
         torch.testing.assert_close(push_through(batch, model, damp, entries=entries), expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(sum_of_grams(batch, model, entries), J @ J.T)
+    torch.testing.assert_close(SampleJacobian(batch, model, entries).gram(), J @ J.T)
 
 
 def test_a_loss_that_is_maximised():
@@ -165,6 +165,44 @@ def test_samples_that_depend_on_their_batch_are_refused():
 
     batch = realisation("ce", network(Centred()))
     with pytest.raises(MissingOracle, match="depend on one sample each"):
+        push_through(batch, GaussNewton(batch), 0.1)
+
+
+@pytest.mark.parametrize("mixing", ["centred", "dropout"])
+def test_a_head_of_zeros_hides_nothing(mixing):
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    class Transposed(nn.Module):
+        """Masks that a batch draws in another order than its samples."""
+
+        def forward(self, x):
+            return nn.functional.dropout(x.mT.contiguous(), 0.5).mT
+
+    model = network(nn.Tanh(), Centred() if mixing == "centred" else Transposed())
+    nn.init.zeros_(model[-1].weight)
+    batch = realisation("ce", model)
+    with pytest.raises(MissingOracle, match="depend on one sample each"):
+        push_through(batch, GaussNewton(batch), 0.1)
+
+
+@pytest.mark.parametrize("entries", [1 << 20, 2_000])
+def test_float32_is_as_good_as_float64_with_more_outputs_than_parameters(entries):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = 30 * torch.randn(128, 5), torch.randn(128, 3)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        batch = fl.Objective(model.to(dtype), mse_loss)(x.to(dtype), y.to(dtype))
+        found[dtype] = push_through(batch, GaussNewton(batch), 1e-6, entries=entries).double()
+    expected = found[torch.float64]
+    assert float((found[torch.float32] - expected).norm() / expected.norm()) < 0.02
+
+
+def test_an_empty_batch_is_refused_by_name():
+    batch = fl.Objective(network(), lambda z, y: z.sum())(normal(0, 4), torch.zeros(0))
+    with pytest.raises(ValueError, match=r"at least one sample, got outputs of shape \(0, 3\)"):
         push_through(batch, GaussNewton(batch), 0.1)
 
 

@@ -81,6 +81,12 @@ def test_products_are_counted_and_trees_and_functions_are_taken():
     torch.testing.assert_close(answer["b"], b["b"] / diagonal["b"])
 
 
+def test_a_guard_that_ends_early_is_billed_for_what_it_took():
+    counts = Counts()
+    found = OUSolver(LinearOperator.from_tensor(2 * torch.eye(20), counts=counts), torch.ones(20)).run(1.0)
+    assert counts["matvecs"] == found.matvecs < found.steps + 8
+
+
 def test_noise_repeats_with_its_generator():
     one, two = (solver(beta_inv=1.0).run(1.0, generator=torch.Generator().manual_seed(3)).solution for _ in range(2))
     assert torch.equal(one, two)

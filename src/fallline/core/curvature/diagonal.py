@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from fallline.core.errors import MissingOracle
-
-
-def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn where the generator lives, so that the same key gives the same numbers on every device.
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+from fallline.core.keys import normal_like
 
 
 def _signs_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    return _normal_like(x, generator).sign()
+    return normal_like(x, generator).sign()
 
 
 def hutchinson_diagonal(realisation: Any, generator: torch.Generator, signs: bool = False) -> dict[str, Tensor]:
@@ -30,7 +26,7 @@ def hutchinson_diagonal(realisation: Any, generator: torch.Generator, signs: boo
 
     ``realisation`` has ``variables`` and ``hvp`` (``Objective(model, loss)(inputs, targets)``, or a bound problem).
     """
-    draw = _signs_like if signs else _normal_like
+    draw = _signs_like if signs else normal_like
     probe = {name: draw(p, generator) for name, p in realisation.variables.items()}
     product = realisation.hvp(None, probe)
     return {name: u * product[name] for name, u in probe.items()}

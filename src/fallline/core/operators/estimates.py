@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fallline.core.operators.linear import LinearOperator, inner, random_signs, require_square
+from fallline.core.operators.linear import LinearOperator, inner, random_signs, square_size
 from fallline.core.operators.spectra import lanczos
 
 __all__ = ["Estimate", "SpectralDensity", "hutchinson_diagonal", "hutchinson_trace", "spectral_density"]
@@ -84,7 +84,7 @@ def hutchinson_trace(operator: LinearOperator, samples: int, generator: torch.Ge
         Number of products; the variance for a symmetric A is 2 Σ_{i≠j} A_ij² / samples.
     generator : torch.Generator
     """
-    require_square(operator, "hutchinson_trace")
+    square_size(operator, "hutchinson_trace")
     _check_samples(samples)
     draws = []
     for _ in range(samples):
@@ -103,7 +103,7 @@ def hutchinson_diagonal(operator: LinearOperator, samples: int, generator: torch
         Number of products; the variance of entry i is Σ_{j≠i} A_ij² / samples.
     generator : torch.Generator
     """
-    require_square(operator, "hutchinson_diagonal")
+    square_size(operator, "hutchinson_diagonal")
     _check_samples(samples)
     draws = []
     for _ in range(samples):
@@ -124,7 +124,7 @@ def spectral_density(operator: LinearOperator, steps: int, samples: int, generat
         Number of start vectors of random signs.
     generator : torch.Generator
     """
-    length = require_square(operator, "spectral_density")
+    length = square_size(operator, "spectral_density")
     _check_samples(samples)
     nodes, weights = [], []
     for _ in range(samples):

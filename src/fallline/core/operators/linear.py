@@ -214,7 +214,7 @@ class LinearOperator:
         return result if is_flat else tree.unflatten(result, v)
 
 
-def require_square(operator: LinearOperator, purpose: str) -> int:
+def square_size(operator: LinearOperator, purpose: str) -> int:
     """Return n of an (n, n) operator, or say that ``purpose`` needs one."""
     if not isinstance(operator, LinearOperator):
         raise TypeError(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
-from fallline.core.operators.linear import LinearOperator, inner, require_square
+from fallline.core.operators.linear import LinearOperator, inner, square_size
 
 __all__ = ["Solution", "conjugate_gradient", "minres"]
 
@@ -142,7 +142,7 @@ def _solve(
     max_iterations: int | None,
     purpose: str,
 ) -> Solution:
-    length = require_square(operator, purpose)
+    length = square_size(operator, purpose)
     flat = tree.flatten(b)
     if flat.numel() != length:
         raise ValueError(f"b must have {length} entries for {operator!r}, got {flat.numel()}")

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
-from fallline.core.operators.linear import LinearOperator, require_square
-from fallline.core.operators.spectra import lanczos
+from fallline.core.keys import normal_like
+from fallline.core.operators.linear import LinearOperator, square_size
+from fallline.core.operators.spectra import Tridiagonalization, lanczos
 
 __all__ = ["OUSolution", "OUSolver"]
 
@@ -87,7 +88,7 @@ class OUSolver:
                  beta_inv: float = 0.0) -> None:
         if not isinstance(operator, LinearOperator):
             operator = LinearOperator.from_function(operator, b, adjoint=operator)
-        n = require_square(operator, "OUSolver")
+        n = square_size(operator, "OUSolver")
         if tree.size(b) != n:
             raise ValueError(f"b must have {n} entries for {operator!r}, got {tree.size(b)}")
         for name, value in (("damp", damp), ("beta_inv", beta_inv)):
@@ -99,11 +100,13 @@ class OUSolver:
         self.b, self.damp, self.dt, self.beta_inv = b, damp, dt, beta_inv
 
     @functools.cached_property
+    def _guard(self) -> Tridiagonalization:
+        return lanczos(self.operator, min(GUARD_PRODUCTS, self.operator.shape[0]), generator=torch.Generator().manual_seed(0))
+
+    @functools.cached_property
     def largest(self) -> float:
         """λ_max of A + λ I, from below and to a few per cent: twice as much would still be stable."""
-        products = min(GUARD_PRODUCTS, self.operator.shape[0])
-        found = lanczos(self.operator, products, generator=torch.Generator().manual_seed(0))
-        value = float(torch.linalg.eigvalsh(found.tridiagonal)[-1])
+        value = float(torch.linalg.eigvalsh(self._guard.tridiagonal)[-1])
         if not value > 0:
             raise ValueError(f"A + damp I must be positive definite, and its largest eigenvalue is {value:.3g}")
         return value
@@ -132,23 +135,19 @@ class OUSolver:
             raise ValueError(f"x0 must have {tree.size(self.b)} entries, got {tree.size(x0)}")
         b = tree.flatten(self.b).to(self.operator.dtype)
         x = torch.zeros_like(b) if x0 is None else tree.flatten(x0).to(b)
-        known = "largest" in self.__dict__
+        known = "_guard" in self.__dict__
         steps = math.ceil(t / min(self.dt, 1 / self.largest) - 1e-9) if t else 0
         h = t / steps if steps else 0.0
         total = torch.zeros_like(x) if average and steps else None
         for _ in range(steps):
             x = x - h * (self.operator.matvec(x) - b)
             if generator is not None:
-                x = x + math.sqrt(2 * h * self.beta_inv) * _normal(x, generator)
+                x = x + math.sqrt(2 * h * self.beta_inv) * normal_like(x, generator)
             if total is not None:
                 total += x
         shaped = lambda v: v if isinstance(self.b, Tensor) and self.b.ndim == 1 else tree.unflatten(v, self.b)
-        spent = steps + (0 if known or not steps else min(GUARD_PRODUCTS, len(b)))
+        spent = steps + (0 if known or not steps else self._guard.iterations)
         return OUSolution(shaped(x if total is None else total / steps), shaped(x), float(t), steps, h, spent)
 
     def __repr__(self) -> str:
         return f"OUSolver({self.operator!r}, damp={self.damp:g}, dt={self.dt:g}, beta_inv={self.beta_inv:g})"
-
-
-def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)

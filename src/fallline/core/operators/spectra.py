@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.errors import NonFiniteError
-from fallline.core.operators.linear import LinearOperator, inner, random_vector, require_square, start_vector
+from fallline.core.operators.linear import LinearOperator, inner, random_vector, square_size, start_vector
 
 __all__ = ["Eigenpair", "Eigenpairs", "Tridiagonalization", "lanczos", "power_iteration", "top_eigenvalues"]
 
@@ -118,7 +118,7 @@ def lanczos(
         With fewer than ``steps`` columns when the Krylov space of the start vector is exhausted.
     """
     _check_steps("steps", steps)
-    length = require_square(operator, "lanczos")
+    length = square_size(operator, "lanczos")
     process = _Process(operator, start_vector(operator, start, generator))
     for _ in process.run(min(steps, length)):
         if process.exhausted:
@@ -156,7 +156,7 @@ def power_iteration(
     start, generator
         A start vector, or a generator to draw a Gaussian one: exactly one of them.
     """
-    require_square(operator, "power_iteration")
+    square_size(operator, "power_iteration")
     _check_tolerance(tol)
     _check_steps("max_iterations", max_iterations)
     v = start_vector(operator, start, generator)
@@ -206,7 +206,7 @@ def top_eigenvalues(
     One Krylov space holds a single vector of each eigenspace. Copies of a repeated eigenvalue are found only after
     the space is exhausted; with tight tolerance and few distinct eigenvalues that happens, in general it need not.
     """
-    length = require_square(operator, "top_eigenvalues")
+    length = square_size(operator, "top_eigenvalues")
     if not 1 <= k <= length:
         raise ValueError(f"k must be between 1 and {length} for {operator!r}, got {k}")
     if which not in ("largest", "smallest", "magnitude"):

@@ -25,7 +25,7 @@ INPUTS, OUTPUTS = "layer inputs", "output gradients"
 
 
 @dataclass(frozen=True)
-class Average(Direction):
+class AverageAlone(Direction):
     """u = m̂, or another numerator alone."""
 
     numerator: Numerator = field(default_factory=Averaged)
@@ -42,7 +42,7 @@ class Average(Direction):
 
 
 @dataclass(frozen=True)
-class OverFisher(Average):
+class OverFisher(AverageAlone):
     """u = m̂ / (S̄ ⊗ H̄ + λ), new z at steps 1, 1 + every, …; z_H comes as a tensor of equal rows, z_S as one of equal columns.
 
     State: the average, and for a matrix of m rows and n columns m + n numbers.
