@@ -1,5 +1,6 @@
 """Exact Gauss-Newton against dense solves: the direction, momentum, the line search, adaptive damping."""
 
+import copy
 import itertools
 import math
 
@@ -158,6 +159,41 @@ def test_a_resting_group_and_a_late_one():
     before, d = flat(alone[0]), direction(alone, flat(alone), x, y, cross_entropy, 1.0)
     optimizer.step(fl.Objective(alone, cross_entropy)(x, y))
     torch.testing.assert_close(flat(alone[0]), before + d[:25])  # its first average is its first direction
+
+
+@pytest.mark.parametrize("warm_up", [{"lr": 0.0}, {"momentum": 0.0}])
+def test_steps_that_averaged_nothing_are_none_of_the_average_s(warm_up):
+    model, (x, y) = network(), data()
+    optimizer, objective = EGN(model.parameters(), momentum=0.9), fl.Objective(model, cross_entropy)
+    usual = {name: optimizer.param_groups[0][name] for name in warm_up}
+    for group in (warm_up, warm_up, usual):
+        optimizer.param_groups[0].update(group)
+        before, d = flat(model), direction(model, flat(model), x, y, cross_entropy, 1.0)
+        optimizer.step(objective(x, y))
+    torch.testing.assert_close(flat(model), before + d)
+
+
+def test_a_loaded_average_goes_on_alike():
+    model, other = network(), network()
+    optimizer = EGN(model.parameters(), momentum=0.9)
+    optimizer.step(fl.Objective(model, cross_entropy)(*data()))
+    other.load_state_dict(model.state_dict())
+    loaded = EGN(other.parameters())
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for m, o in ((model, optimizer), (other, loaded)):
+        o.step(fl.Objective(m, cross_entropy)(*data(1)))
+    assert torch.equal(flat(model), flat(other))
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_is_refused():
+    model, before = network(), flat(network())
+    cauchy = lambda z, y: torch.log1p((z - y) ** 2).mean()
+    with pytest.raises(ValueError, match=r"must be convex in the model's outputs.*below -damp, -0\.01"):
+        EGN(model.parameters(), damp=0.01).step(fl.Objective(model, cauchy)(data()[0], 3 * normal(8, 3, seed=1)))
+    assert torch.equal(flat(model), before)
+    optimizer, x = EGN(model.parameters()), data()[0]
+    optimizer.step(fl.Objective(model, mse_loss)(x, model(x).detach()))  # a gradient of 0 is no ascent
+    assert torch.equal(flat(model), before)
 
 
 def test_what_is_not_finite_is_left_out_or_raised():

@@ -173,6 +173,18 @@ def test_maximize_and_resting_groups():
     torch.testing.assert_close(flat(model), flat(alone))
 
 
+def test_a_resting_group_s_state_stays_as_it_is():
+    model, (x, y) = network(), data()
+    optimizer = TNGD([{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters()}], base="adam", lr=0.1)
+    optimizer.step(fl.Objective(model, cross_entropy)(x, y))
+    assert all(not optimizer.state.get(p) and p.grad is None for p in model[0].parameters())
+    before = [p.detach().clone() for p in model[0].parameters()]
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step(fl.Objective(model, cross_entropy)(x, y))
+    for p, old in zip(model[0].parameters(), before, strict=True):  # the first step of Adam
+        torch.testing.assert_close((p - old).detach().abs(), torch.full_like(p, 0.1), rtol=1e-4, atol=0.0)
+
+
 def test_batch_normalisation_is_fine_where_no_sample_s_jacobian_is_asked():
     model = network(nn.BatchNorm1d(5), nn.Dropout(0.2))
     optimizer = TNGD(model.parameters())

@@ -1,9 +1,10 @@
 """Exact Gauss-Newton: the damped Gauss-Newton step of a batch, solved in the space of its outputs.
 
     δ = (Q K + λ I)⁻¹ r,  d = −Jᵀ δ,    which is  d = −(Jᵀ Q J + λ I)⁻¹ ∇L;    K = J Jᵀ
-    v ← μ v + (1 − μ) d,    θ ← θ + α v / (1 − μᵗ)
+    v ← μ v + (1 − μ) d,    w ← μ w + 1 − μ,    θ ← θ + α v / w
 
-with J the Jacobian of the outputs of b samples, r and Q gradient and Hessian of the batch's loss in them.
+with J the Jacobian of the outputs of b samples, r and Q gradient and Hessian of the batch's loss in them; from w = 0, and μ constant,
+w is the paper's 1 − μᵗ.
 
 Korbit, Adeoye, Bemporad, Zanon: Exact Gauss-Newton Optimization for Training Deep Neural Networks, arXiv 2405.14402.
 """
@@ -11,26 +12,25 @@ Korbit, Adeoye, Bemporad, Zanon: Exact Gauss-Newton Optimization for Training De
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NoReturn, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from fallline.core.curvature import GaussNewton, push_through
-from fallline.core.errors import MissingOracle
 from fallline.core.line_search import backtracking
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import DecoupledDecay, Gradient
-from fallline.optim.whole_batch import WholeBatch, differentiated, together
+from fallline.optim.whole_batch import WholeBatch, WholeBatchOptimizer, differentiated, together
 
 TRIALS = 10
 POOR, GOOD, RAISE, LOWER, LEAST, MOST = 0.25, 0.75, 1.01, 0.99, 1e-6, 1e3
 
 
 @register("egn")
-class EGN(Optimizer):
+class EGN(WholeBatchOptimizer):
     """θ ← θ − η (Jᵀ Q J + λ I)⁻¹ ∇L, exactly, by a system of as many unknowns as the batch has outputs.
 
     Needs the outputs and the loss of them apart: ``opt.step(objective(x, y))``; the outputs are one tensor. With n = samples × outputs
@@ -67,6 +67,7 @@ class EGN(Optimizer):
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-2, 1.0), "damp": LogUniform(1e-4, 10.0)}
     derivatives: ClassVar[int] = 2
+    need: ClassVar[str] = "the model's outputs"
 
     def __init__(self, params: Any, lr: float = 1.0, damp: float = 1.0, momentum: float = 0.0,
                  line_search: Literal["armijo"] | None = None, adaptive_damp: bool = False, weight_decay: float = 0.0,
@@ -82,18 +83,11 @@ class EGN(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "line_search": self.line_search, "adaptive_damp": self.adaptive_damp}
 
-    def update(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: there is no pure form of a rule that differentiates the model itself."""
-        raise MissingOracle("EGN.update() takes gradients only, but every step needs the model's outputs: use step(objective(x, y))")
-
-    def needs_more_than_gradients(self) -> str:
-        return "the model's outputs"
-
     def check_group(self, group: Mapping[str, Any]) -> None:
         together(self, group, "damp")
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        batch = differentiated(self, closure, "per_sample_jacobians", "the model's outputs")
+        batch = differentiated(self, closure, "per_sample_jacobians", self.need)
         if batch is None:
             return None
         if batch.finite:
@@ -104,7 +98,9 @@ class EGN(Optimizer):
     def _descend(self, batch: WholeBatch) -> None:
         model, damp = batch.linearized(), float(self.param_groups[0]["damp"])
         newest = push_through(batch.closure, model, damp, batch.sign)
-        step, keep = self._averaged(batch, newest)
+        if not self._descends(batch.gradient, newest):
+            raise batch.indefinite(damp)
+        step, weights, keep = self._averaged(batch, newest)
         if self.line_search is not None and not batch.slope(step) < 0:
             step = newest  # the average goes uphill on this batch
         # Before trials move the weights, whose graph the model keeps.
@@ -113,9 +109,19 @@ class EGN(Optimizer):
         if self.line_search is not None and slope < 0:
             found = backtracking(lambda a: batch.value_after(a * step), batch.value(), slope, max_evaluations=TRIALS)
             alpha, value = found.step, found.value
-        if batch.take(alpha * step, **keep) and self.adaptive_damp:
+        if not batch.take(alpha * step, **keep):
+            return
+        for p, weight in weights.items():
+            self.state[p]["weight"] = weight
+        if self.adaptive_damp:
             value = batch.value_after(step) if value is None else value
             self._adapt(value - batch.value(), alpha * slope + alpha**2 * curvature / 2)
+
+    @staticmethod
+    def _descends(gradient: Tensor, newest: Tensor) -> bool:
+        """Whether ⟨∇L, x⟩ = ⟨x, (G + λ I) x⟩ is positive, to within rounding; what is not finite is for ``take`` to see."""
+        sizes = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(newest)
+        return not bool(gradient @ newest < -(torch.finfo(newest.dtype).eps ** 0.5) * sizes)
 
     @staticmethod
     def _curvature(batch: WholeBatch, model: GaussNewton, step: Tensor) -> float:
@@ -123,15 +129,15 @@ class EGN(Optimizer):
         outputs = model.jvp(-batch.rates * step)
         return batch.sign * float((outputs * model.output_hessian(outputs)).sum())
 
-    def _averaged(self, batch: WholeBatch, newest: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """v / (1 − μᵗ), and what to keep of it."""
+    def _averaged(self, batch: WholeBatch, newest: Tensor) -> tuple[Tensor, dict[Tensor, float], dict[str, Tensor]]:
+        """v / w, the w of every parameter, and what else to keep."""
         momenta = [float(group["momentum"]) for group in batch.groups]
         if not any(momenta):
-            return newest, {}
+            return newest, {}, {}
         mu, old = batch.spread(momenta), batch.kept("exp_avg")
         average = (1 - mu) * newest if old is None else torch.lerp(newest, old, mu)
-        debias = batch.spread([1 - m ** (t + 1) for m, t in zip(momenta, batch.steps_taken(), strict=True)])
-        return average / debias, {"exp_avg": average}
+        weights = {p: m * self.state[p].get("weight", 0.0) + 1 - m for p, m in zip(batch.variables.values(), momenta, strict=True)}
+        return average / batch.spread(list(weights.values())), weights, {"exp_avg": average}
 
     def _adapt(self, change: float, expected: float) -> None:
         """Follow the ratio of the loss's change and the quadratic model's, ⟨g, s⟩ + ½ ⟨s, G s⟩."""

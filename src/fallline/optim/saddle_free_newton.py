@@ -14,27 +14,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle, NonFiniteError
+from fallline.core.errors import NonFiniteError
 from fallline.core.linalg.batches import symmetric
 from fallline.core.operators import LinearOperator, lanczos
 from fallline.core.registry import register
 from fallline.core.space import Integers, LogUniform, Range
 from fallline.optim.engine.hyperparameters import check_positive
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import DecoupledDecay, Gradient
-from fallline.optim.whole_batch import WholeBatch, differentiated, together
+from fallline.optim.whole_batch import WholeBatch, WholeBatchOptimizer, differentiated, together
 
 GRID = tuple(10.0**i for i in range(-6, 2))
 LARGER = 10
 
 
 @register("saddle-free-newton")
-class SaddleFreeNewton(Optimizer):
+class SaddleFreeNewton(WholeBatchOptimizer):
     """θ ← θ − η V (|Ĥ| + λ I)⁻¹ Vᵀ g in the Krylov space V of the gradient, λ the best of a grid; no step raises the batch's loss.
 
     Needs curvature: ``opt.step(objective(x, y))``; gradient, Hessian and all trials are of the same samples and masks. One step costs
@@ -66,6 +66,7 @@ class SaddleFreeNewton(Optimizer):
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(0.1, 1.0), "krylov": Integers(5, 200, log=True)}
     derivatives: ClassVar[int] = 2
+    need: ClassVar[str] = "the Hessian"
 
     def __init__(self, params: Any, lr: float = 1.0, krylov: int | None = 50, damping_grid: Sequence[float] = GRID,
                  inner_steps: int = 1, weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
@@ -82,18 +83,11 @@ class SaddleFreeNewton(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ("krylov", "damping_grid", "inner_steps")}}
 
-    def update(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: there is no pure form of a rule that evaluates the loss itself."""
-        raise MissingOracle("SaddleFreeNewton.update() takes gradients only, but every step needs curvature: use step(objective(x))")
-
-    def needs_more_than_gradients(self) -> str:
-        return "the Hessian"
-
     def check_group(self, group: Mapping[str, Any]) -> None:
         together(self, group)
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        batch = differentiated(self, closure, "hessian_operator", "the Hessian")
+        batch = differentiated(self, closure, "hessian_operator", self.need)
         if batch is None:
             return None
         if batch.finite:

@@ -13,12 +13,11 @@ Donatella, Duffield, Aifer, Melanson, Crooks, Coles: Thermodynamic Natural Gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fallline.core.errors import MissingOracle
 from fallline.core.keys import Key
 from fallline.core.operators import OUSolver, conjugate_gradient
 from fallline.core.registry import register
@@ -26,11 +25,11 @@ from fallline.core.space import LogUniform, Range
 from fallline.optim.engine.hyperparameters import check, check_nonnegative, check_positive
 from fallline.optim.engine.over import Base, Over
 from fallline.optim.survey import SGD
-from fallline.optim.whole_batch import WholeBatch, differentiated, together
+from fallline.optim.whole_batch import WholeBatch, WholeBatchOptimizer, differentiated, together
 
 
 @register("tngd")
-class TNGD(Over):
+class TNGD(WholeBatchOptimizer, Over):
     """Steps of a base rule along the damped natural gradient (F + λ I)⁻¹ g of the batch.
 
     By default the natural gradient is digital, by conjugate gradients from the last step's solution, and nothing is simulated. With
@@ -69,11 +68,12 @@ class TNGD(Over):
     Notes
     -----
     ``device_time`` is the sum of all times for which the device ran, read or not. Products are counted as ``matvecs``, those of the
-    simulation and its guard included. A group with ``lr`` = 0 has no part in the curvature.
+    simulation and its guard included. A group with ``lr`` = 0 has no part in the curvature, and its state stays as it is.
     """
 
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-3, 1.0), "damp": LogUniform(1e-3, 1.0)}
     derivatives: ClassVar[int] = 2
+    need: ClassVar[str] = "the model's outputs"
 
     def __init__(self, params: Any, base: Base = SGD, damp: float = 0.1, tol: float = 1e-5, analog_time: float | None = None,
                  dt: float = 0.1, beta_inv: float = 0.0, delay: float = 0.0, warm_start: bool = True, average: bool = False,
@@ -110,20 +110,13 @@ class TNGD(Over):
         super().check_group(group)
         together(self, group, "damp")
 
-    def update(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: there is no pure form of a rule that differentiates the model itself."""
-        raise MissingOracle("TNGD.update() takes gradients only, but every step needs the model's outputs: use step(objective(x, y))")
-
-    def needs_more_than_gradients(self) -> str:
-        return "the model's outputs"
-
     @property
     def device_time(self) -> float:
         """How long the simulated device has run, in units of ``analog_time``; 0 where all is digital."""
         return float(self.param_groups[0]["device_time"])
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        batch = differentiated(self, closure, "outputs", "the model's outputs")
+        batch = differentiated(self, closure, "outputs", self.need)
         if batch is None:
             return None
         if batch.finite:
@@ -138,8 +131,7 @@ class TNGD(Over):
         if found.status == "nonfinite":
             raise batch.not_finite()  # the solver's iterate is finite: the last step's solution, or what came before the overflow
         if found.status == "indefinite":
-            raise ValueError("the loss must be convex in the model's outputs (concave to maximize it): the Gauss-Newton matrix has an "
-                             f"eigenvalue below -damp, {-self.param_groups[0]['damp']}; raise damp, or take another loss")
+            raise batch.indefinite(self.param_groups[0]["damp"])
         return found.solution, found.solution
 
     def _analog(self, batch: WholeBatch) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -44,9 +44,24 @@ def differentiated(optimizer: Optimizer, closure: Callable[[], Any] | None, orac
     return WholeBatch(optimizer, closure, need)
 
 
+class WholeBatchOptimizer(Optimizer):
+    """An optimizer whose every step differentiates the model itself; ``need`` says in words what it asks of the realisation."""
+
+    need: ClassVar[str]
+
+    def update(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: there is no pure form of a rule that differentiates the model itself."""
+        name = type(self).__name__
+        raise MissingOracle(f"{name}.update() takes gradients only, but every step needs {self.need}: use step(objective(x, y))")
+
+    def needs_more_than_gradients(self) -> str:
+        return self.need
+
+
 class WholeBatch:
     """A realisation whose gradient has been taken, over the parameters that this step moves: those of groups with ``lr`` > 0.
 
+    The others are left without a gradient, so that no step of theirs is counted and no average takes in what is no step's direction.
     Vectors are flat, in the precision of the parameters but at least float32. A *step* u is what the engine subtracts ``lr`` times.
 
     Attributes
@@ -79,6 +94,8 @@ class WholeBatch:
                                "torch.view_as_real")
         self.variables: dict[str, Tensor] = {names[id(p)]: p for p, _ in moving}
         self.groups = [group for _, group in moving]
+        for p in (p for group in optimizer.param_groups if not acts([group]) for p in group["params"]):
+            p.grad = None
         self.sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
         self.finite = bool(moving) and all_finite([p.grad for p, _ in moving if p.grad is not None and p.numel()], [])
         if moving:
@@ -155,6 +172,11 @@ class WholeBatch:
         """What to raise, within ``left_out``, where curvature is NaN or infinite."""
         return NonFiniteError(f"{type(self.optimizer).__name__} met curvature that is not finite, or a step that is not; lower lr, "
                               'raise the damping, or pass nonfinite="skip"')
+
+    def indefinite(self, damp: float) -> ValueError:
+        """What to raise where the damped Gauss-Newton matrix is seen not to be positive definite."""
+        return ValueError("the loss must be convex in the model's outputs (concave to maximize it): the Gauss-Newton matrix has an "
+                          f"eigenvalue below -damp, {-damp}; raise damp, or take another loss")
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
