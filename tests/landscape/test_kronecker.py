@@ -97,6 +97,35 @@ def test_exact_products_have_cosine_one_and_layers_without_kfac_leave_it_out() -
     assert list(grouped.cosines) == ["2.weight"] and "kfac" not in grouped.cosines["2.weight"]
 
 
+class Tied(nn.Module):
+    """Two uses of one weight: by one layer, by two, or by a layer and an embedding."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.a = nn.Linear(5, 5, bias=False)
+            self.c = nn.Linear(5, 3)
+        self.kind = kind
+        if kind != "one":
+            self.b = nn.Embedding(5, 5) if kind == "embedding" else nn.Linear(5, 5, bias=False)
+            self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x))
+        if self.kind == "embedding":
+            return self.c(torch.tanh(x + self.b(torch.zeros(len(x), dtype=torch.long))))
+        return self.c(torch.tanh(self.a(x) if self.kind == "one" else self.b(x)))
+
+
+def test_kfac_of_a_tied_weight_has_the_rows_of_all_its_layers() -> None:
+    x, y = draw(30, 5), torch.arange(30) % 3
+    found = {kind: kronecker_report(fl.Objective(Tied(kind).double(), cross_entropy)(x, y), labels="real").cosines["a.weight"]
+             for kind in ("one", "two", "embedding")}
+    assert found["two"] == pytest.approx(found["one"]) and "kfac" in found["two"]
+    assert "kfac" not in found["embedding"] and "optimal" in found["embedding"]
+
+
 def test_sampled_labels_are_the_models_anew_for_every_sample_and_replayed_by_the_key() -> None:
     with torch.no_grad():
         model = nn.Linear(2, 2).double()

@@ -34,6 +34,18 @@ def test_zeros_of_a_rotated_matrix_are_not_negative():
     assert saddle_report(problem).negative_index == 0
 
 
+def test_small_negative_curvature_counts_in_float32():
+    values = torch.cat([torch.linspace(1, 100, 900), torch.full((5,), -5e-3)])
+    report = saddle_report(fl.Smooth(lambda x: (values * x**2).sum() / 2, torch.zeros(905)))
+    assert report.lambda_min == pytest.approx(-5e-3) and report.negative_index == 5
+
+
+def test_zeros_of_a_rotated_float32_matrix_are_not_negative():
+    Q = torch.linalg.qr(torch.randn(400, 400, generator=fl.Key(0).generator())).Q
+    A = (100 * Q[:, :100]) @ Q[:, :100].T
+    assert saddle_report(fl.Smooth(lambda x: x @ A @ x / 2, torch.ones(400))).negative_index == 0
+
+
 def test_of_a_network_dense_and_estimated(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()

@@ -48,7 +48,7 @@ class KroneckerReport:
     ----------
     cosines : dict of dict
         ``cosines[weight][name]`` in [0, 1], for the names "optimal", "shampoo2", "shampoo" and, where the weight belongs to a linear
-        layer or an ungrouped convolution, "kfac". NaN for a weight without gradients.
+        layer or an ungrouped convolution, or to several of them and to no other layer, "kfac". NaN for a weight without gradients.
     shapes : dict
         Of the weights as matrices, (m, n).
     samples, batch : int
@@ -162,14 +162,13 @@ def _sampled(problem: Training | ModelProblem, inputs: Any, targets: Tensor, poi
 
 
 def _kfac(realisation: ModelProblem, point: Mapping[str, Tensor]) -> dict[str, Factors]:
-    """Σ s sᵀ and Σ x xᵀ over all rows, by the name of the weight; every use of a layer adds its rows."""
-    layers = {module: name for name, module in realisation.model.named_modules()}
-    found: dict[str, Factors] = {}
+    """Σ s sᵀ and Σ x xᵀ over all rows, by the name of the weight; every use of it adds its rows, in one layer or in several."""
+    names, found = _linear_weights(realisation), dict[str, Factors]()
 
     def add(module: Any, x: Tensor, s: Tensor) -> None:
-        if getattr(module, "groups", 1) != 1:
+        name = names.get(module)
+        if name is None:
             return
-        name = ".".join(filter(None, (layers[module], "weight")))
         rows, outputs = input_rows(module, x).double(), output_rows(module, s).double()
         A, B = found.get(name, (0.0, 0.0))
         found[name] = (A + outputs.mT @ outputs, B + rows.mT @ rows)
@@ -177,6 +176,21 @@ def _kfac(realisation: ModelProblem, point: Mapping[str, Tensor]) -> dict[str, F
     with Taps(realisation.model, (nn.Linear, nn.Conv2d), add, evaluating=True):
         realisation.value_and_gradient(point)
     return found
+
+
+def _linear_weights(realisation: ModelProblem) -> dict[nn.Module, str]:
+    """The name of the weight of every linear layer and ungrouped convolution, if no layer of another kind has it as well."""
+    names = {id(p): name for name, p in realisation.variables.items()}
+    owned: dict[nn.Module, int] = {}
+    elsewhere: set[int] = set()
+    for module in realisation.model.modules():
+        linear = isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "groups", 1) == 1
+        for name, p in module.named_parameters(recurse=False):
+            if linear and name == "weight":
+                owned[module] = id(p)
+            else:
+                elsewhere.add(id(p))
+    return {module: names[p] for module, p in owned.items() if p in names and p not in elsewhere}
 
 
 def _cosines(G: Tensor, kfac: Factors | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ optimization, NeurIPS 2014, arXiv 1406.2572.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,8 @@ class SaddleReport:
     grad_norm : float
         ‖∇f(x)‖.
     negative_index : int
-        How many eigenvalues of the Hessian are negative, beyond what rounding makes of zeros; rounded from an estimate of the density
-        of eigenvalues where not all are known.
+        How many eigenvalues of the Hessian are negative, beyond what rounding makes of zeros, √n ε max |λ_i|; rounded from an estimate
+        of the density of eigenvalues where not all are known.
     lambda_min : float
         The least eigenvalue.
     size : int
@@ -73,6 +74,6 @@ def saddle_report(problem: Problem, x: Tree | None = None, *, key: Key | int = 0
     spectrum = hessian_spectrum(problem, x, density=True, key=key)
     assert spectrum.density is not None
     nodes, weights = spectrum.density.nodes, spectrum.density.weights
-    rounding = spectrum.size * torch.finfo(nodes.dtype).eps * float(spectrum.eigenvalues.abs().max())
+    rounding = math.sqrt(spectrum.size) * torch.finfo(nodes.dtype).eps * float(spectrum.eigenvalues.abs().max())
     index = round(spectrum.size * float(weights[nodes < -rounding].double().sum()))
     return SaddleReport(norm, index, float(spectrum.eigenvalues[-1]), spectrum.size, spectrum.complete)

@@ -144,6 +144,26 @@ def test_halves_are_computed_in_float32(method: str, dtype: torch.dtype) -> None
     assert A.grad is not None and A.grad.dtype == dtype and bool(A.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-23, 1e-12, 1.0, 1e12, 1e25, 1e30])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_a_float32_matrix_does_not_matter(method: str, size: float) -> None:
+    A = with_eigenvalues(1.0, 2.0, 3.0).float()
+    order = {"pade": 5, "taylor": 30, "newton_schulz": 12, "eigh": 1}[method]
+    S, T = (f(size * A, method, order) for f in (sqrtm, inv_sqrtm))
+    torch.testing.assert_close(S / math.sqrt(size), sqrtm(A), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(T * math.sqrt(size), inv_sqrtm(A), rtol=1e-4, atol=1e-5)
+    X, G = solve_lyapunov(size * A, A, 12), torch.eye(3).expand(2, 3, 3)
+    torch.testing.assert_close(X * size, torch.eye(3) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(solve_lyapunov(size * G, G) * size, G / 2)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 0), (0, 0)])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_has_roots_of_nothing(method: str, shape: tuple[int, ...]) -> None:
+    A = torch.zeros(shape)
+    assert sqrtm(A, method).shape == inv_sqrtm(A, method).shape == solve_lyapunov(A, A).shape == shape
+
+
 @pytest.mark.filterwarnings("ignore:.*condition number")
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_matrices_harm_no_other(method: str) -> None:

@@ -31,3 +31,11 @@ def symmetric(A: Tensor) -> Tensor:
 def identity_like(A: Tensor) -> Tensor:
     """The identity of A's size, dtype and device, without its batch."""
     return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+
+
+def largest_entry(A: Tensor) -> Tensor:
+    """max |a_ij|, shape (..., 1, 1), and 1 where all are 0: what to divide by before anything is squared."""
+    if A.shape[-1] == 0:
+        return A.new_ones(*A.shape[:-2], 1, 1)
+    largest = A.abs().amax((-2, -1), keepdim=True)
+    return torch.where(largest == 0, 1.0, largest)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fallline.core.linalg.batches import at_least_float32, require_count, require_square, symmetric
+from fallline.core.linalg.batches import at_least_float32, largest_entry, require_count, require_square, symmetric
 
 
 def solve_lyapunov(S: Tensor, G: Tensor, steps: int = 8) -> Tensor:
@@ -74,6 +74,8 @@ class Lyapunov(torch.autograd.Function):
 
 
 def _iterated(S: Tensor, G: Tensor, steps: int) -> Tensor:
+    scale = largest_entry(S)  # S² neither under- nor overflows
+    S = S / scale
     square = S @ S
     norm = torch.linalg.matrix_norm(square, keepdim=True)
     present = norm > 0
@@ -88,7 +90,7 @@ def _iterated(S: Tensor, G: Tensor, steps: int) -> Tensor:
         if step < steps - 1:
             B = 1.5 * B - 0.5 * (squared @ B)
             squared = B @ B
-    return torch.where(present, C / 2, 0.0)
+    return torch.where(present, C / (2 * scale), 0.0)
 
 
 def _by_eigenvalues(G: Tensor, V: Tensor, s: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fallline.core.linalg.batches import at_least_float32, identity_like, require_count, require_square, symmetric
+from fallline.core.linalg.batches import at_least_float32, identity_like, largest_entry, require_count, require_square, symmetric
 from fallline.core.linalg.lyapunov import Lyapunov
 from fallline.core.warning import warn
 
@@ -184,7 +184,9 @@ class _EigenvalueRoot(torch.autograd.Function):
 
 
 def _norm(A: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(A, keepdim=True)
+    """‖A‖_F, whose squares neither under- nor overflow."""
+    scale = largest_entry(A)
+    return scale * torch.linalg.matrix_norm(A / scale, keepdim=True)
 
 
 def _through_inverse(T: Tensor, G: Tensor) -> Tensor:
