@@ -50,6 +50,29 @@ def test_masks_are_reused_and_buffers_move_once(elsewhere):
     assert fl.Objective(model, cross_entropy)(*batch()).value() != first
 
 
+def test_masks_of_other_devices_are_reused_and_their_generators_left(monkeypatch):
+    generator = {"cuda:1": torch.Generator().manual_seed(3)}  # in the place of a device's
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generator[device].get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: generator[device].set_state(state))
+    monkeypatch.setattr(fl.core.objective.ModelProblem, "_devices", lambda self: ["cpu", "cuda:1"])
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x * (torch.rand(x.shape, generator=generator["cuda:1"]) < 0.5))
+
+    realisation = fl.Objective(Masked(), cross_entropy)(*batch())
+    seen = realisation.observe(realisation.x0)["value"]
+    first = realisation.value()
+    after = generator["cuda:1"].get_state()
+    assert float(first) == seen and all(realisation.value() == first for _ in range(3))
+    assert torch.equal(generator["cuda:1"].get_state(), after)
+    assert fl.Objective(realisation.model, cross_entropy)(*batch()).value() != first
+
+
 def test_observing_a_realisation_leaves_no_trace():
     model = network(dropout=0.5, norm=True)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()

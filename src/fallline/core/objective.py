@@ -34,9 +34,12 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 @dataclass
 class Frozen:
-    """What all views of one realisation share: the random state that its evaluations replay, and whether buffers are done moving."""
+    """What all views of one realisation share: the random states that its evaluations replay, and whether buffers are done moving.
 
-    rng_state: Tensor | None
+    States are by device, "cpu" and the CUDA devices that the model is on: wherever a mask may be drawn.
+    """
+
+    states: dict[str, Tensor] | None
     moved: bool = False
 
 
@@ -50,7 +53,7 @@ class ModelProblem(Problem):
                  key: Key | None = None, samples: int | None = None) -> None:
         self.model, self.loss_fn, self.inputs, self.targets = model, loss_fn, inputs, targets
         self.variables = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._shared = Frozen(None if key is None else key.generator().get_state())
+        self._shared = Frozen(None if key is None else {device: key.generator(device).get_state() for device in self._devices()})
         count = (len(targets) if isinstance(targets, Tensor) and targets.ndim else 1) if samples is None else samples
         super().__init__(self.variables, self._own(), kind="training", name=name, samples=count)
 
@@ -59,16 +62,26 @@ class ModelProblem(Problem):
 
     # ---------------------------------------------------------------- evaluation
 
+    def _devices(self) -> list[str]:
+        return ["cpu", *sorted({str(p.device) for p in self.model.parameters() if p.device.type == "cuda"})]
+
+    def _states(self) -> dict[str, Tensor]:
+        """Of the global generators."""
+        return {device: torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state(device) for device in self._devices()}
+
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Replay the random masks of the first evaluation, and let buffers move only in that one."""
         shared = self._shared
-        if shared.rng_state is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
-            shared.rng_state = torch.get_rng_state()
+        if shared.states is None:  # made by hand: the first evaluation is an ordinary one, later ones replay it
+            shared.states = self._states()
             yield
         else:
-            with torch.random.fork_rng(devices=[]), spare_buffers(self.model) if shared.moved else nullcontext():
-                torch.set_rng_state(shared.rng_state)
+            elsewhere = {device: state for device, state in shared.states.items() if device != "cpu"}
+            with torch.random.fork_rng(list(elsewhere)), spare_buffers(self.model) if shared.moved else nullcontext():
+                torch.set_rng_state(shared.states["cpu"])
+                for device, state in elsewhere.items():
+                    torch.cuda.set_rng_state(state, device)
                 yield
         shared.moved = True
 
@@ -129,8 +142,8 @@ class ModelProblem(Problem):
 
     def observe(self, x: Tree) -> dict[str, float]:
         """Return the value at ``x`` under this realisation's masks; nothing is counted or drawn, and no buffer moves."""
-        aside, state = copy.copy(self), self._shared.rng_state
-        aside._shared = Frozen(torch.get_rng_state() if state is None else state, moved=True)
+        aside, states = copy.copy(self), self._shared.states
+        aside._shared = Frozen(self._states() if states is None else states, moved=True)
         aside._oracles = aside._own()
         return super(ModelProblem, aside).observe(x)
 

@@ -43,7 +43,8 @@ def sqrtm(A: Tensor, method: SquareRoot = "eigh", order: int = 5, backward_iters
     ``"eigh"`` is accurate for every matrix, and on the CPU the fastest as well. The paper's methods are matrix products alone, for
     accelerators and well-conditioned matrices: they are inaccurate in small eigenvalues. Where the root has an eigenvalue s √N, that of
     Padé has a relative error 2q/(1−q), q = ((1−s)/(1+s))^(2·order+1); an eigenvalue 0 becomes √N/(2·order+1). Add a multiple of I, or
-    raise the order, beyond condition numbers of 1e4; a warning says so on the CPU, where it can be seen without waiting.
+    raise the order, beyond condition numbers of 1e4; a warning says so on the CPU, where it can be seen without waiting. The derivative
+    is the exact root's, taken at the approximation: from numerical derivatives of the latter it differs by what the order cuts off.
 
     Parameters
     ----------
