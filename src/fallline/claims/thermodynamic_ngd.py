@@ -136,8 +136,8 @@ def between_sgd_and_natural_gradients(scale: Scale, seed: int) -> Evidence:
     return Evidence(figures, curves={"analog": (TIMES, [float(found[t].median()) for t in TIMES])},
                     axes=("analog time of a step", "training loss after 50 steps"), notes=[
         f"Digits, {'64-16-10' if quick else '64-64-64-10'}, batches of 64, damping 0.1, no noise, every step from x = g; each side at "
-        "the best of three learning rates from 0.095 to 0.95. In batches of 32, where the last loss is noisier, it rose by 4 to 26 per "
-        "cent from some t to the next. With one order of rows that all seeds shared the loss rose by 7 to 10 per cent from some t to "
-        "the next, which is why seeds have orders of their own. Euler steps are as long as the largest curvature allows. Analog time is "
-        "the simulated device's own: the simulation costs a product for every Euler step, at t = 30 several times what the "
+        "the best of three learning rates from 0.095 to 0.95. In batches of 32, where the last loss is noisier, it rose by 4 to 26 "
+        "per cent from some t to the next. With one order of rows that all seeds shared the loss rose by 7 to 10 per cent from some t"
+        " to the next, which is why seeds have orders of their own. Euler steps are as long as the largest curvature allows. Analog "
+        "time is the simulated device's own: the simulation costs a product for every Euler step, at t = 30 several times what the "
         "conjugate gradients of the exact side do. Not DistilBERT, and no run time."])
