@@ -73,6 +73,23 @@ def test_masks_of_other_devices_are_reused_and_their_generators_left(monkeypatch
     assert fl.Objective(realisation.model, cross_entropy)(*batch()).value() != first
 
 
+def test_a_module_under_two_names_keeps_its_parameters_and_buffers():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network(norm=True)
+            self.same = self.inner
+
+        def forward(self, x):
+            return self.same(x)
+
+    model = Twice()
+    before = [*model.parameters(), *model.buffers()]
+    realisation = fl.Objective(model, cross_entropy)(*batch())
+    realisation.value({name: t.detach() / 2 for name, t in (*model.named_parameters(), *model.named_buffers())})
+    assert all(a is b for a, b in zip(before, [*model.parameters(), *model.buffers()], strict=True))
+
+
 def test_observing_a_realisation_leaves_no_trace():
     model = network(dropout=0.5, norm=True)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()

@@ -14,7 +14,14 @@ from torch.func import functional_call
 def call(model: nn.Module, x: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
     """The model's outputs at ``x``; of the buffers in ``x`` the model gets copies, for it may write to them."""
     buffers = {name: x[name].detach().clone() for name, _ in model.named_buffers() if name in x}
-    return functional_call(model, {**x, **buffers}, arguments)
+    replaced = {id(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in x}
+    holders: list[dict[str, Any]] = [held for module in model.modules() for held in (module._parameters, module._buffers)]
+    kept = [(held, {name: tensor for name, tensor in held.items() if id(tensor) in replaced}) for held in holders]
+    try:
+        return functional_call(model, {**x, **buffers}, arguments)
+    finally:
+        for held, tensors in kept:  # functional_call leaves its own in a module that the model has under two names
+            held.update(tensors)
 
 
 @contextmanager
