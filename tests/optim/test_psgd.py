@@ -261,6 +261,29 @@ def test_a_frozen_parameter_rests_and_a_foreign_one_is_refused():
         optim.PSGD([*network().parameters(), foreign]).step(objective(*batch(0)))
 
 
+@pytest.mark.parametrize("hvp", ["exact", "finite_diff"])
+@pytest.mark.parametrize("kind", STATES)
+def test_what_a_batch_does_not_use_leaves_no_trace_in_the_fit(kind, hvp):
+    """Only parameters of the graph have curvature: of others a probe without a product would be taken for a curvature of 0."""
+    H = torch.diag(torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
+    factors = []
+    for unused in (False, True):
+        model = nn.Module()
+        model.one, model.two = nn.Parameter(normal(3)), nn.Parameter(normal(4, key=1))
+        model.forward = lambda inputs, model=model: model.one
+        optimizer = optim.PSGD(list(model.parameters())[: 1 + unused], kind=kind, hvp=hvp, lr=0.01, lr_precond=0.2, rank=2)
+        before = model.two.detach().clone()
+        for _ in range(100):
+            optimizer.zero_grad()
+            optimizer.step(fl.Objective(model, lambda x, _: x @ H @ x / 2)(*NOTHING))
+        state = optimizer.state[model.one]
+        factors.append({name: x.abs().max() for name, x in state.items() if name in ("scale", "diagonal", "factor")})
+        own = [x.abs().max() for s in optimizer.state.values() for name, x in s.items() if name in factors[0]]
+        assert torch.equal(before, model.two) and max(own) < 10
+    if kind == "diag":  # entries of their own, and the same probes
+        torch.testing.assert_close(factors[0], factors[1], rtol=0.05, atol=0)
+
+
 def test_memory_is_what_the_state_takes():
     for kind, expected in (("lra", 22), ("xmat", 3), ("diag", 2), ("dense", 84)):
         model = network(torch.float32)

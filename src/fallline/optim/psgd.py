@@ -112,12 +112,13 @@ class PSGD(Optimizer):
             check_positive("grad_clip", group["grad_clip"], "the largest norm of a step over lr, or None")
 
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
-        """Of every parameter, v and H v one above the other."""
+        """Of every parameter, v and H v one above the other; of those without a gradient zeros, which leave their part of Q alone."""
         params = [p for group in self.param_groups for p in group["params"]]
         probes = {p: self._probe(p, i, t) for i, p in enumerate(params)}
+        resting = {p: torch.zeros_like(v) for p, v in probes.items() if p.grad is None}
+        probes |= resting
         pairs = self._products(realisation, probes) if self.exact else self._differences(realisation, probes)
-        resting = {p: (torch.zeros_like(v), torch.zeros_like(v)) for p, v in probes.items() if p.grad is None}
-        return {p: torch.stack(pair) for p, pair in {**resting, **pairs}.items()}
+        return {p: torch.stack(pair) for p, pair in {**pairs, **{p: (v, v) for p, v in resting.items()}}.items()}
 
     def _probe(self, p: Tensor, index: int, t: int) -> Tensor:
         generator = Key(self.seed).fold(t, "probe", index).generator()
