@@ -186,6 +186,27 @@ def test_zeros_and_empty_tensors_do_not_stop_a_power_iteration():
     assert all((p != 0).all() for p in params)
 
 
+@pytest.mark.parametrize("precondition", ["sparse", "dense"])
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
+def test_rows_of_low_rank_are_preconditioned_as_the_window_keeps_them(size, precondition):
+    p = nn.Parameter(torch.zeros(20, 10))
+    optimizer = optim.SparseMFAC([p], lr=1.0, m=8, compressor="lowrank", rank=1, precondition=precondition, nonfinite="skip")
+    generator = Key(0).generator()
+    g = torch.randn(20, 1, generator=generator) @ torch.randn(1, 10, generator=generator)
+    for _ in range(10):
+        p.data.zero_()
+        p.grad = size * g / g.norm()
+        optimizer.step()
+    assert torch.isfinite(p).all()
+    if precondition == "sparse":
+        state = optimizer.state[p]
+        rows = torch.einsum("ia,ib->iab", state["left"].double(), state["right"].double()).view(8, -1)
+        torch.testing.assert_close(state["gram"], rows @ rows.mT, rtol=1e-14, atol=0)
+        weights = torch.linalg.solve(state["gram"] + 8e-4 * torch.eye(8, dtype=torch.float64), 8 * torch.eye(8).double()[1])
+        expected = rows.mT @ weights  # row 1 is the newest of ten
+        assert float((p.detach().view(-1) + expected).norm() / expected.norm()) < 1e-4
+
+
 def test_a_power_step_is_exact_at_full_rank():
     A = torch.randn(5, 3, dtype=torch.float64, generator=Key(0).generator())
     P, Q = power_step(A, torch.randn(3, 3, dtype=torch.float64, generator=Key(1).generator()))

@@ -1,11 +1,14 @@
 """Products with the inverse of a damped empirical Fisher matrix of m gradients, without any matrix of d × d.
 
     F = λ I + (1/m) Γᵀ Γ,  rows of Γ the gradients;   F⁻¹ x = (x − Γᵀ (m λ I + S)⁻¹ Γ x) / λ,  S = Γ Γᵀ
+    of a row of the window, Γᵀ e:                     F⁻¹ Γᵀ e = m Γᵀ (m λ I + S)⁻¹ e
+
+The second form subtracts nothing: where λ is far below the gradients' squares the first loses all digits of a vector in their span.
 
 A window keeps the last m gradients, rows of zeros at first, and always divides by m. A new gradient takes the place of the oldest, and
 one row and column of S with it: O(d m), and O(m³) for the factor of m λ I + S; a product costs O(d m + m²). Rows are dense, sparse with
 k entries each, for which d m becomes m k, or of matrices of low rank. What is of size m is computed in float64, whatever the rows are
-kept in.
+kept in, with a damping of at least its rounding: m λ counts as no less than 64 ε tr S, ε = 2⁻⁵², below which the factor need not exist.
 
 Frantar, Kurtic, Alistarh: M-FAC: Efficient Matrix-Free Approximations of Second-Order Information, NeurIPS 2021, arXiv 2107.03356,
 whose recursions give the same numbers. Compressed rows: Modoranu et al., ICML 2024, arXiv 2306.06098.
@@ -120,16 +123,26 @@ def with_products(gram: Tensor, index: int, products: Tensor, out: Tensor | None
 
 
 def factored(gram: Tensor, damp: float) -> Tensor:
-    """The Cholesky factor of m λ I + S, not a number where there is none."""
-    m = len(gram)
-    factor, failed = torch.linalg.cholesky_ex(gram + m * damp * torch.eye(m, dtype=gram.dtype, device=gram.device))
+    """The Cholesky factor of max(m λ, 64 ε tr S) I + S; not a number where S is not finite.
+
+    The rounding of S may make eigenvalues of 0 negative by a few ε tr S, which the damping has to outweigh; its factor leaves what is
+    computed with it two digits where all rows are the same.
+    """
+    ridge = (64 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=len(gram) * damp)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     return torch.where(failed == 0, factor, math.nan)
 
 
-def inverse_times(rows: Rows, factor: Tensor, x: Tensor, damp: float, products: Tensor | None = None) -> Tensor:
-    """F⁻¹ x in the precision of x; give Γ x as ``products`` where it is known."""
-    products = rows.dot(x) if products is None else products
-    weights = torch.cholesky_solve(products.unsqueeze(1), factor).squeeze(1)
+def inverse_times_row(rows: Rows, factor: Tensor, index: int) -> Tensor:
+    """F⁻¹ Γᵀ e, e the unit vector of row ``index``, in float64."""
+    weights = torch.zeros(len(factor), 1, dtype=factor.dtype, device=factor.device)
+    weights[index] = len(factor)
+    return rows.combine(torch.cholesky_solve(weights, factor).squeeze(1))
+
+
+def inverse_times(rows: Rows, factor: Tensor, x: Tensor, damp: float) -> Tensor:
+    """F⁻¹ x in the precision of x."""
+    weights = torch.cholesky_solve(rows.dot(x).unsqueeze(1), factor).squeeze(1)
     return ((x.double() - rows.combine(weights)) / damp).to(x.dtype)
 
 

@@ -52,7 +52,8 @@ class SparseMFAC(_Windowed):
         What the inverse is applied to: c, or g.
     compressor : {"topk", "lowrank"}, default "topk"
         ``"lowrank"``: every parameter as a matrix of at most ``rank``, by one step of a power iteration from the last step's basis;
-        vectors stay whole. The window then has 4 m r (n₁ + n₂) bytes for a matrix n₁ × n₂.
+        vectors stay whole. The window then has 4 m r (n₁ + n₂) bytes for a matrix n₁ × n₂. Factors are rounded by ε of their size, of
+        which the inverse makes ε ‖c‖ / λ: a ``damp`` far below ε ‖c‖² leaves little else of gradients that hardly change.
     rank : int, default 1
     momentum : float, default 0
         μ, undamped: v = Σ μᵏ u.
