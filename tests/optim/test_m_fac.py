@@ -81,7 +81,8 @@ def solved(rows, damp):
     """F⁻¹ of the newest row in rational numbers, by elimination."""
     m, d = rows.shape
     whole = [[Fraction(x) for x in row] for row in rows.double().tolist()]
-    table = [[sum(row[i] * row[j] for row in whole) / m + (i == j) * Fraction(damp) for j in range(d)] + [whole[-1][i]] for i in range(d)]
+    fisher = [[sum(row[i] * row[j] for row in whole) / m + (i == j) * Fraction(damp) for j in range(d)] for i in range(d)]
+    table = [[*row, x] for row, x in zip(fisher, whole[-1], strict=True)]
     for i in range(d):
         table[i] = [x / table[i][i] for x in table[i]]
         for j in (j for j in range(d) if j != i):

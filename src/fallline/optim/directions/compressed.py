@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 from fallline.core.compressors import power_step, top_k
-from fallline.core.fisher_window import LowRankRows, Rows, SparseRows, factored, inverse_times, inverse_times_row, with_products, with_row
+from fallline.core.fisher_window import (
+    LowRankRows,
+    Rows,
+    SparseRows,
+    factored,
+    inverse_times,
+    inverse_times_row,
+    with_products,
+    with_row,
+)
 from fallline.core.keys import Key
 from fallline.optim.engine.arithmetic import add_scaled, over
 from fallline.optim.engine.layout import numel
@@ -42,7 +51,7 @@ class Compressor(Protocol):
         """The state of a window of m rows for vectors like ``p``."""
 
     def push(self, a: Tensor, slot: int, s: Tensors) -> tuple[Tensor, Rows, Tensors]:
-        """c as a vector, to no less than the precision of what the window keeps; the window that holds it in the given row; its state."""
+        """c as a vector, exactly what the window keeps; the window that holds it in the given row; its state."""
 
 
 @dataclass(frozen=True)
