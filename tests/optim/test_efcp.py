@@ -10,6 +10,7 @@ from torch import nn
 from fallline import optim
 from fallline.core.compressors import power_step, top_k
 from fallline.core.keys import Key
+from fallline.optim.directions.compressed import TopK
 
 SIZES = [max(1, torch.Size(s).numel()) for s in SHAPES]
 
@@ -140,6 +141,11 @@ def test_a_density_that_keeps_nothing_is_refused():
         optim.SparseMFAC([p], m=2).step()
     with pytest.raises(ValueError, match="k must be between 1 and the 3 entries"):
         top_k(torch.ones(3), 0)
+
+
+@pytest.mark.parametrize(("n", "density", "kept"), [(100, 0.29, 29), (49, 1 / 49, 1), (100, 1.0, 100), (100, 0.2999, 29)])
+def test_a_share_is_counted_as_it_is_written(n, density, kept):
+    assert TopK(density).kept(n) == kept
 
 
 def test_bad_settings_are_refused():

@@ -136,7 +136,8 @@ def test_a_fit_that_is_perfect_stays_so_in_single_precision(n, seed):
 
 def test_singular_factors_are_left_as_they_are():
     cross = {"diagonal": torch.ones(N).double(), "antidiagonal": torch.ones(N).double(), "pairs": torch.ones(1)}
-    low = {"pairs": torch.ones(1), "scale": torch.ones(N).double(), "left": -normal(1, N), "right": normal(1, N) / normal(1, N).square().sum()}
+    low = {"scale": torch.ones(N).double(), "left": -normal(1, N), "right": normal(1, N) / normal(1, N).square().sum(),
+           "pairs": torch.ones(1)}
     for direction, s in ((Cross(), cross), (LowRank(rank=1), low)):
         found = direction.observe("", torch.stack((normal(N, key=3), normal(N, key=4))), s, coefficients())
         assert all(x.isfinite().all() for x in found.values())
@@ -286,9 +287,8 @@ class Kink(torch.autograd.Function):
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip", "ignore"])
 def test_products_that_are_not_finite_are_reported_left_out_or_ignored(nonfinite):
-    model, objective = quadratic(EYE, normal(N))
-    kink = lambda x, _: (Kink.apply(x) ** 2).sum()
-    objective = fl.Objective(model, kink)
+    model, _ = quadratic(EYE, normal(N))
+    objective = fl.Objective(model, lambda x, _: (Kink.apply(x) ** 2).sum())
     optimizer = optim.PSGD(model.parameters(), rank=2, nonfinite=nonfinite)
     optimizer.step(objective(*NOTHING))
     state = optimizer.state[model.one]

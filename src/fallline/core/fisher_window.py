@@ -218,6 +218,11 @@ class FisherWindow:
         if indices.shape != (self.nonzeros,) or values.shape != (self.nonzeros,):
             raise ValueError(f"indices and values must have shape ({self.nonzeros},), got {tuple(indices.shape)} and "
                              f"{tuple(values.shape)}")
+        low, high = (int(end) for end in indices.aminmax())
+        if low < 0 or high >= self.d:
+            raise ValueError(f"indices must lie between 0 and d − 1 = {self.d - 1}, got {low if low < 0 else high}")
+        if len(indices.unique()) < len(indices):
+            raise ValueError("indices must differ, got some more than once; add up the values of each")
         self.indices[index], self.values[index] = indices.to(torch.int32), values
         return self.values.new_zeros(self.d).index_copy(0, indices.long(), self.values[index])
 
@@ -280,10 +285,19 @@ class StaticFisher:
         return self._inverse_times(x.detach().to(self.vectors.dtype), self.m)
 
     def diag(self) -> Tensor:
-        """The diagonal of F⁻¹, ``(..., d)``, by O(d m)."""
+        """The diagonal of F⁻¹, ``(..., d)``, by O(d m).
+
+        Raises
+        ------
+        ValueError
+            Where rounding has made it, or a q_i − m, negative: all digits are lost.
+        """
         found = torch.full_like(self.vectors[..., 0, :], 1 / self.damp)
         for i in range(self.m):
             found -= self.vectors[..., i, :] ** 2 / self.scales[..., i, None]
+        if not bool((found > 0).all() & (self.scales >= self.m).all()):
+            raise ValueError(f"damp must be far above the gradients' squares times their rounding, got {self.damp:g}, with which the "
+                             f"diagonal of the inverse, {found.min():g} at the least, has no digits; take a larger one")
         return found
 
     def element(self, i: int, j: int) -> Tensor:

@@ -14,6 +14,7 @@ Agarwal et al.: Efficient Full-Matrix Adaptive Regularization (GGT), ICML 2019, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -65,7 +66,8 @@ class TopK:
 
     def kept(self, n: int) -> int:
         """Entries in a row."""
-        k = int(self.density * n)
+        share = self.density * n
+        k = int(share + 2 * math.ulp(share))  # 0.29 · 100, as computed, lies below 29
         if k < 1:
             raise ValueError(f"density must keep at least one of the {n} numbers of a parameter group, got {self.density:g}; put more "
                              "parameters into the group or raise it")
