@@ -23,6 +23,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_count
+
 CHUNK = 1 << 20
 """Entries of dense rows that are converted to float64 at a time."""
 
@@ -174,9 +176,9 @@ class FisherWindow:
 
     def __init__(self, m: int, d: int, damp: float, nonzeros: int | None = None, dtype: torch.dtype | None = None,
                  device: torch.device | str | None = None) -> None:
-        for name, count in (("m", m), ("d", d), ("nonzeros", d if nonzeros is None else nonzeros)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        check_count("m", m, "32 to 1024 gradients are typical")
+        check_count("d", d, "the length of the gradients")
+        check_count("nonzeros", d if nonzeros is None else nonzeros, "leave it out for dense rows")
         if nonzeros is not None and nonzeros > d:
             raise ValueError(f"nonzeros must be at most d = {d}, got {nonzeros}")
         self.m, self.d, self.damp, self.nonzeros = m, d, check_damp(damp), nonzeros

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Unpack
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.compressed import CompressedAdaGrad, CompressedFisher, Compressor, LowRank, TopK
@@ -17,7 +18,6 @@ from fallline.optim.engine.hyperparameters import check
 from fallline.optim.engine.joint import memory_of
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay
-from fallline.optim.m_fac import check_window
 
 Kind = Literal["topk", "lowrank"]
 
@@ -76,7 +76,7 @@ class SparseMFAC(_Windowed):
     def __init__(self, params: Any, lr: float = 1e-3, m: int = 1024, density: float = 0.01, damp: float = 1e-4,
                  precondition: Literal["sparse", "dense"] = "sparse", compressor: Kind = "topk", rank: int = 1, momentum: float = 0.0,
                  weight_decay: float = 0.0, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
-        check_window("m", m, "1024")
+        check_count("m", m, "1024 is typical")
         if precondition not in ("sparse", "dense"):
             raise ValueError(f"precondition must be 'sparse' or 'dense', got {precondition!r}")
         made = _compressor(compressor, density, rank, seed)
@@ -109,7 +109,7 @@ class SparseGGT(_Windowed):
     def __init__(self, params: Any, lr: float = 1e-3, window: int = 100, density: float = 0.01, eps: float = 1e-5,
                  compressor: Kind = "topk", rank: int = 1, momentum: float = 0.0, weight_decay: float = 0.0, seed: int = 0,
                  **options: Unpack[EngineOptions]) -> None:
-        check_window("window", window, "100")
+        check_count("window", window, "100 is typical")
         made = _compressor(compressor, density, rank, seed)
         defaults = {"lr": lr, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, CompressedAdaGrad(window, made), defaults, move=DecoupledDecay(), **options)
@@ -119,8 +119,7 @@ def _compressor(kind: str, density: float, rank: int, seed: int) -> Compressor:
     check("seed", seed)
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise ValueError(f"density must be a share in (0, 1], got {density!r}; 0.01 is typical")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
+    check_count("rank", rank, "1 is typical")
     made: dict[str, Compressor] = {"topk": TopK(density), "lowrank": LowRank(rank, seed)}
     if kind not in made:
         raise ValueError(f"compressor must be 'topk' or 'lowrank', got {kind!r}")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_count
 from fallline.core.keys import Key
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
@@ -84,8 +85,7 @@ class PSGD(Optimizer):
             raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         if hvp not in ("exact", "finite_diff"):
             raise ValueError(f"hvp must be 'exact' or 'finite_diff', got {hvp!r}")
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}; without one take kind='diag'")
+        check_count("rank", rank, "without one take kind='diag'")
         if isinstance(update_prob, bool) or not isinstance(update_prob, int | float) or not 0 < update_prob <= 1:
             raise ValueError(f"update_prob must be a probability in (0, 1], got {update_prob!r}; 1 is typical, 0.1 for large networks")
         made: dict[str, LieGroup] = {"lra": LowRank(update_prob, seed, rank), "xmat": Cross(update_prob, seed),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fallline.core.checks import check_count
 from fallline.core.fisher_window import StaticFisher, check_damp
 
 
@@ -52,8 +53,8 @@ def obs_prune(model: nn.Module, sparsity: float, grads: Mapping[str, Tensor], da
     """
     if isinstance(sparsity, bool) or not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must be a share in [0, 1], got {sparsity!r}; 0.9 removes nine weights of ten")
-    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-        raise ValueError(f"block must be a whole number of weights or None, got {block!r}")
+    if block is not None:
+        check_count("block", block, "or None for a whole F")
     check_damp(damp)
     params = _named(model, grads)
     shapes = [p.shape for p in params.values()]
