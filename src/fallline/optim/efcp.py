@@ -15,24 +15,15 @@ from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.compressed import CompressedAdaGrad, CompressedFisher, Compressor, LowRank, TopK
 from fallline.optim.engine.hyperparameters import check
-from fallline.optim.engine.joint import memory_of
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import DecoupledDecay
+from fallline.optim.whole_group import WholeGroup
 
 Kind = Literal["topk", "lowrank"]
 
 
-class _Windowed(Optimizer):
-    """What both have: a window of compressed gradients."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the windows, of their matrices of products, of ξ and v."""
-        return memory_of(self.direction, self.param_groups)
-
-
 @register("sparse-m-fac")
-class SparseMFAC(_Windowed):
+class SparseMFAC(WholeGroup):
     """u = (λ I + Γᵀ Γ / m)⁻¹ c,  rows of Γ the last m compressed gradients c of a = ξ + g,  ξ ← a − c;  v ← μ v + u;  θ ← θ − η v.
 
     M-FAC with a window of 8 m k bytes, k = density · d, where `MFAC`'s has 4 m d: 2 % at 1 % density. A step costs O(m k + d + m³).
@@ -85,7 +76,7 @@ class SparseMFAC(_Windowed):
 
 
 @register("sparse-ggt")
-class SparseGGT(_Windowed):
+class SparseGGT(WholeGroup):
     """u = (1/ε) (c − U Uᵀ c) + U (Σ + ε I)⁻¹ Uᵀ c,  Γᵀ = U Σ Vᵀ the last compressed gradients c of a = ξ + g,  ξ ← a − c.
 
     Full-matrix AdaGrad of a window of gradients, in their span. A step costs O(m k + d + m³). The original method also fades gradients

@@ -14,12 +14,12 @@ from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.fisher import WindowedFisher
-from fallline.optim.engine.joint import memory_of
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
+from fallline.optim.whole_group import WholeGroup
 
 
 @register("m-fac")
-class MFAC(Optimizer):
+class MFAC(WholeGroup):
     """u = (λ I + Γᵀ Γ / m)⁻¹ g over all parameters of a group together;  v ← μ v + (1 − μ) u;  θ ← θ − η v.
 
     The window Γ holds the last m gradients and starts with zeros, which count: the divisor always is m. A step costs O(d m + m³) flops
@@ -55,8 +55,3 @@ class MFAC(Optimizer):
         check_count("m", m, "512 is typical")
         defaults = {"lr": lr, "damp": damp, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, WindowedFisher(m), defaults, **options)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the windows, of their matrices of products and of the averages."""
-        return memory_of(self.direction, self.param_groups)

@@ -19,17 +19,17 @@ from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.lie_group import PAIR, Cross, Diagonal, LieGroup, LowRank, Triangular
 from fallline.optim.engine.hyperparameters import check, check_positive
-from fallline.optim.engine.joint import memory_of
 from fallline.optim.engine.layout import full
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.oracles import gradients_at, of_minimised
 from fallline.optim.engine.state import working_dtype
+from fallline.optim.whole_group import WholeGroup
 
 KINDS = ("lra", "xmat", "diag", "dense")
 
 
 @register("psgd")
-class PSGD(Optimizer):
+class PSGD(WholeGroup):
     """x ← x − η Qᵀ Q m,  m ← μ m + (1 − μ) g,  Q of a group of matrices, fitted to minimise E[hᵀ P h + vᵀ P⁻¹ v],  h = H v.
 
     Over all matrices P that is |H|⁻¹; no damping. Needs Hessian-vector products: ``opt.step(objective(x, y))``, or with
@@ -96,11 +96,6 @@ class PSGD(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "exact": self.exact, "seed": self.seed}
-
-    @property
-    def memory(self) -> int:
-        """Bytes of all factors and averages."""
-        return memory_of(self.direction, self.param_groups)
 
     @property
     def reevaluations(self) -> Mapping[str, str]:  # type: ignore[override]
