@@ -245,7 +245,8 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _signature(self) -> Any:
         return signature(self.param_groups, self.defaults)
 
-    def _make_plan(self) -> Plan:
+    def _members(self) -> tuple[list[Member], list[Tensor], list[Tensor]]:
+        """The members of a step; the parameters that have a gradient; those that have none."""
         members: list[Member] = []
         active: list[Tensor] = []
         idle: list[Tensor] = []
@@ -259,6 +260,10 @@ class Optimizer(Hooks, torch.optim.Optimizer):
                     door.check_parameter(self, index, p, direction)
                     members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group), rests))
                 index += 1
+        return members, active, idle
+
+    def _make_plan(self) -> Plan:
+        members, active, idle = self._members()
         new = [m for m in members if not (m.rests or self.state.get(m.param))] if self.has("measure") else []
         if new:
             firsts = [First(gradient_of(m.param), m.group) for m in new]
