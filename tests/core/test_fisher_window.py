@@ -60,6 +60,23 @@ def test_what_is_not_finite_shows():
     assert window.ihvp(torch.ones(4)).isnan().all()
 
 
+@pytest.mark.parametrize(("indices", "said"), [([1, 1], "indices must differ"), ([1, 5], "d − 1 = 4, got 5"), ([-1, 1], "got -1")])
+def test_rows_that_are_none_are_refused_before_anything_is_written(indices, said):
+    window = FisherWindow(1, 5, 0.1, nonzeros=2).push((torch.tensor([0, 1]), torch.tensor([1.0, 2.0])))
+    before = window.ihvp(torch.ones(5))
+    with pytest.raises(ValueError, match=said):
+        window.push((torch.tensor(indices), torch.tensor([5.0, 6.0])))
+    assert torch.equal(window.ihvp(torch.ones(5)), before) and window.pushed == 1
+
+
+@pytest.mark.parametrize("size", [1e5, 1e6])
+def test_a_diagonal_without_digits_is_refused(size):
+    grads = size * (normal(20) + 1e-3 * normal(64, 20, key=1))
+    with pytest.raises(ValueError, match="damp must be far above"):
+        StaticFisher(grads, 1e-6).diag()
+    assert (StaticFisher(grads, 1e-3 * size**2).diag() > 0).all()
+
+
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_the_static_recursion_is_the_dense_inverse(batch):
     grads = normal(*batch, 6, 15)

@@ -10,6 +10,7 @@ from torch import nn
 from fallline import optim
 from fallline.core.compressors import power_step, top_k
 from fallline.core.keys import Key
+from fallline.optim.directions.compressed import TopK
 
 SIZES = [max(1, torch.Size(s).numel()) for s in SHAPES]
 
@@ -142,6 +143,11 @@ def test_a_density_that_keeps_nothing_is_refused():
         top_k(torch.ones(3), 0)
 
 
+@pytest.mark.parametrize(("n", "density", "kept"), [(100, 0.29, 29), (49, 1 / 49, 1), (100, 1.0, 100), (100, 0.2999, 29)])
+def test_a_share_is_counted_as_it_is_written(n, density, kept):
+    assert TopK(density).kept(n) == kept
+
+
 def test_bad_settings_are_refused():
     for settings, said in (({"density": 0.0}, "density must be a share"), ({"density": 1.5}, "got 1.5"), ({"rank": 0}, "rank must be"),
                            ({"compressor": "sign"}, "'topk' or 'lowrank', got 'sign'"),
@@ -184,6 +190,27 @@ def test_zeros_and_empty_tensors_do_not_stop_a_power_iteration():
         optimizer.step()
         assert all(torch.isfinite(p).all() for p in params)
     assert all((p != 0).all() for p in params)
+
+
+@pytest.mark.parametrize("precondition", ["sparse", "dense"])
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
+def test_rows_of_low_rank_are_preconditioned_as_the_window_keeps_them(size, precondition):
+    p = nn.Parameter(torch.zeros(20, 10))
+    optimizer = optim.SparseMFAC([p], lr=1.0, m=8, compressor="lowrank", rank=1, precondition=precondition, nonfinite="skip")
+    generator = Key(0).generator()
+    g = torch.randn(20, 1, generator=generator) @ torch.randn(1, 10, generator=generator)
+    for _ in range(10):
+        p.data.zero_()
+        p.grad = size * g / g.norm()
+        optimizer.step()
+    assert torch.isfinite(p).all()
+    if precondition == "sparse":
+        state = optimizer.state[p]
+        rows = torch.einsum("ia,ib->iab", state["left"].double(), state["right"].double()).view(8, -1)
+        torch.testing.assert_close(state["gram"], rows @ rows.mT, rtol=1e-14, atol=0)
+        weights = torch.linalg.solve(state["gram"] + 8e-4 * torch.eye(8, dtype=torch.float64), 8 * torch.eye(8).double()[1])
+        expected = rows.mT @ weights  # row 1 is the newest of ten
+        assert float((p.detach().view(-1) + expected).norm() / expected.norm()) < 1e-4
 
 
 def test_a_power_step_is_exact_at_full_rank():

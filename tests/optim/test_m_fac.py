@@ -1,6 +1,7 @@
 """M-FAC against its dense Fisher matrix, and what the engine promises of rules that see a group as one vector."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -74,6 +75,49 @@ def test_float32_loses_little_at_a_tiny_damping():
             optimizer.step()
         ends.append(flat(params).double())
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
+
+
+def solved(rows, damp):
+    """F⁻¹ of the newest row in rational numbers, by elimination."""
+    m, d = rows.shape
+    whole = [[Fraction(x) for x in row] for row in rows.double().tolist()]
+    fisher = [[sum(row[i] * row[j] for row in whole) / m + (i == j) * Fraction(damp) for j in range(d)] for i in range(d)]
+    table = [[*row, x] for row, x in zip(fisher, whole[-1], strict=True)]
+    for i in range(d):
+        table[i] = [x / table[i][i] for x in table[i]]
+        for j in (j for j in range(d) if j != i):
+            table[j] = [x - table[j][i] * y for x, y in zip(table[j], table[i], strict=True)]
+    return torch.tensor([float(row[-1]) for row in table], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e6])
+@pytest.mark.parametrize("make", [lambda p: optim.MFAC(p, lr=1.0, m=4, damp=1e-6),
+                                  lambda p: optim.SparseMFAC(p, lr=1.0, m=4, damp=1e-6, density=1.0)])
+def test_nearly_parallel_gradients_cost_no_digits_however_small_the_damping(make, size):
+    p = nn.Parameter(torch.zeros(6))
+    optimizer = make([p])
+    generator = fl.Key(0).generator()
+    base = torch.randn(6, generator=generator)
+    rows = size * (base + 1e-2 * torch.randn(4, 6, generator=generator))
+    for g in rows:
+        p.data.zero_()
+        p.grad = g.clone()
+        optimizer.step()
+    expected = -solved(rows, 1e-6)
+    assert float((p.detach() - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e9])
+def test_gradients_that_are_all_the_same_are_divided_by_their_square(size):
+    """Where S is singular to the last digit of its own precision, its factor exists all the same."""
+    p = nn.Parameter(torch.zeros(100))
+    optimizer = optim.MFAC([p], lr=1.0, m=32, damp=1e-5, nonfinite="skip")
+    for t in range(1, 41):
+        p.data.zero_()
+        p.grad = size * torch.ones(100)
+        optimizer.step()
+        expected = -size / (1e-5 + 100 * size**2 * min(t, 32) / 32)
+        torch.testing.assert_close(p.detach(), torch.full((100,), expected), rtol=0.1, atol=0)
 
 
 def test_memory_is_what_the_state_takes():

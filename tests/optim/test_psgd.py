@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import fallline as fl
 from fallline import optim
-from fallline.core.errors import MissingOracle
+from fallline.core.errors import MissingOracle, NonFiniteError
 from fallline.core.processes import run_gloo
 from fallline.optim.directions.lie_group import Cross, Diagonal, LowRank, Triangular
 
@@ -40,8 +40,17 @@ def factor(kind, s):
     return s["factor"]
 
 
+STATES = {kind: (direction, {**s, "pairs": torch.ones(1)}) for kind, (direction, s) in STATES.items()}
+
+
+def started(direction):
+    """The state before the first pair."""
+    x = torch.zeros(N, dtype=torch.float64)
+    return {name: entry.start(x, entry.dtype or x.dtype) for name, entry in direction.init(x).items()}
+
+
 def coefficients(**changes):
-    return SimpleNamespace(**{"rate": 0.1, "turns_left": True, "balances": False, "first": False, "weight_decay": 0.0, **changes})
+    return SimpleNamespace(**{"rate": 0.1, "turns_left": True, "balances": False, "weight_decay": 0.0, **changes})
 
 
 @pytest.mark.parametrize("kind", STATES)
@@ -109,12 +118,26 @@ def test_pairs_that_say_nothing_or_too_much_do_no_harm(kind):
         assert all(x.isfinite().all() for x in found.values())
         assert not torch.isclose(torch.linalg.det(factor(kind, {**s, **found})), torch.tensor(0.0).double())
     for name, x in direction.observe("", torch.stack((zero, zero)), s, coefficients()).items():
-        torch.testing.assert_close(x, s[name])
+        torch.testing.assert_close(x, s[name] + (name == "pairs"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_fit_that_is_perfect_stays_so_in_single_precision(n, seed):
+    direction = LowRank(seed=seed)
+    x, H = torch.zeros(n), torch.linspace(1, 3, n)
+    s = {name: entry.start(x, entry.dtype or x.dtype) for name, entry in direction.init(x).items()}
+    for t in range(1, 1001):
+        v = normal(n, key=(seed << 10) + t).float()
+        c = direction.coefficients({"momentum": 0.0, "lr_precond": 0.01, "grad_clip": None}, t)
+        s |= direction.observe("", torch.stack((v, H * v)), s, coefficients(**c))
+    torch.testing.assert_close(H * direction.preconditioned(torch.ones(n), s), torch.ones(n), rtol=0, atol=0.5)
 
 
 def test_singular_factors_are_left_as_they_are():
-    cross = {"diagonal": torch.ones(N).double(), "antidiagonal": torch.ones(N).double()}
-    low = {"scale": torch.ones(N).double(), "left": -normal(1, N), "right": normal(1, N) / normal(1, N).square().sum()}
+    cross = {"diagonal": torch.ones(N).double(), "antidiagonal": torch.ones(N).double(), "pairs": torch.ones(1)}
+    low = {"scale": torch.ones(N).double(), "left": -normal(1, N), "right": normal(1, N) / normal(1, N).square().sum(),
+           "pairs": torch.ones(1)}
     for direction, s in ((Cross(), cross), (LowRank(rank=1), low)):
         found = direction.observe("", torch.stack((normal(N, key=3), normal(N, key=4))), s, coefficients())
         assert all(x.isfinite().all() for x in found.values())
@@ -123,13 +146,17 @@ def test_singular_factors_are_left_as_they_are():
 
 @pytest.mark.parametrize("kind", STATES)
 def test_the_first_pair_sets_the_scale(kind):
-    direction, s = STATES[kind]
+    direction = STATES[kind][0]
     v, h = normal(N, key=7), normal(N, key=8)
-    empty = {n: torch.zeros_like(x) if n not in ("left", "right") else x for n, x in s.items()}
-    for given, scale in ((h, float((v @ v / (h @ h)) ** 0.25)), (0 * h, 1.0)):
-        found = direction.observe("", torch.stack((v, given)), empty, coefficients(first=True, rate=1e-12))
-        Q = EYE * scale if kind != "lra" else (EYE + s["left"].mT @ s["right"]) * scale
-        torch.testing.assert_close(factor(kind, found), Q, rtol=1e-6, atol=1e-6)
+    s = started(direction)
+    start = factor(kind, s)
+    for given, scale in ((0 * h, 1.0), (torch.inf * h, 1.0), (h, float((v @ v / (h @ h)) ** 0.25)), (2 * h, None)):
+        s |= direction.observe("", torch.stack((v, given)), s, coefficients(rate=1e-12))
+        scale = scale or float((v @ v / (h @ h)) ** 0.25)  # another pair does not
+        torch.testing.assert_close(factor(kind, s), scale * start, rtol=1e-6, atol=1e-6)
+    assert int(s["pairs"]) == 2
+    if kind != "lra":
+        assert torch.equal(start, EYE)
 
 
 def quadratic(H, x):
@@ -169,10 +196,11 @@ def test_a_step_is_the_preconditioned_average_of_gradients(settings):
 @pytest.mark.parametrize("kind", ["dense", "xmat", "diag"])
 def test_what_is_fitted_is_the_inverse_of_the_absolute_hessian(kind):
     H = torch.tensor([4.0, -1.0, 0.25, 2.0, -0.5, 1.0, 8.0], dtype=torch.float64)
-    direction, s = STATES[kind]
+    direction = STATES[kind][0]
+    s = started(direction)
     for t, rate in enumerate([0.1] * 500 + [0.01] * 1000):
         v = normal(N, key=t)
-        s = direction.observe("", torch.stack((v, H * v)), s, coefficients(rate=rate, first=t == 0))
+        s = direction.observe("", torch.stack((v, H * v)), s, coefficients(rate=rate))
     Q = factor(kind, s) * H.abs().sqrt()
     torch.testing.assert_close(Q.mT @ Q, EYE, rtol=0, atol=0.15)
 
@@ -245,6 +273,34 @@ def test_differences_are_products_nearly_also_in_half_precision():
             assert (h - product[n]).norm() <= tolerance * product[n].norm() + 1e-8
 
 
+class Kink(torch.autograd.Function):
+    """The identity, with a gradient that has no derivative: products are not numbers."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, g):
+        return g + (0 * g).sqrt()
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip", "ignore"])
+def test_products_that_are_not_finite_are_reported_left_out_or_ignored(nonfinite):
+    model, _ = quadratic(EYE, normal(N))
+    objective = fl.Objective(model, lambda x, _: (Kink.apply(x) ** 2).sum())
+    optimizer = optim.PSGD(model.parameters(), rank=2, nonfinite=nonfinite)
+    optimizer.step(objective(*NOTHING))
+    state = optimizer.state[model.one]
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteError, match="not finite in the estimate 'probe and its product with the Hessian'"):
+            optimizer.step(objective(*NOTHING))
+    else:
+        optimizer.step(objective(*NOTHING))
+    assert state.get("step", 0) == {"raise": 1, "skip": 0, "ignore": 2}[nonfinite]
+    assert all(p.isfinite().all() for p in model.parameters()) and not int(state.get("pairs", 0))
+
+
 def test_a_frozen_parameter_rests_and_a_foreign_one_is_refused():
     model = network()
     objective = fl.Objective(model, cross_entropy)
@@ -261,6 +317,29 @@ def test_a_frozen_parameter_rests_and_a_foreign_one_is_refused():
         optim.PSGD([*network().parameters(), foreign]).step(objective(*batch(0)))
 
 
+@pytest.mark.parametrize("hvp", ["exact", "finite_diff"])
+@pytest.mark.parametrize("kind", STATES)
+def test_what_a_batch_does_not_use_leaves_no_trace_in_the_fit(kind, hvp):
+    """Only parameters of the graph have curvature: of others a probe without a product would be taken for a curvature of 0."""
+    H = torch.diag(torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
+    factors = []
+    for unused in (False, True):
+        model = nn.Module()
+        model.one, model.two = nn.Parameter(normal(3)), nn.Parameter(normal(4, key=1))
+        model.forward = lambda inputs, model=model: model.one
+        optimizer = optim.PSGD(list(model.parameters())[: 1 + unused], kind=kind, hvp=hvp, lr=0.01, lr_precond=0.1, rank=2)
+        before = model.two.detach().clone()
+        for _ in range(200):
+            optimizer.zero_grad()
+            optimizer.step(fl.Objective(model, lambda x, _: x @ H @ x / 2)(*NOTHING))
+        state = optimizer.state[model.one]
+        factors.append({name: x.abs().max() for name, x in state.items() if name in ("scale", "diagonal", "factor")})
+        own = [x.abs().max() for s in optimizer.state.values() for name, x in s.items() if name in factors[0]]
+        assert torch.equal(before, model.two) and max(own) < 10
+    if kind == "diag":  # entries of their own, and the same probes
+        torch.testing.assert_close(factors[0], factors[1], rtol=0.05, atol=0)
+
+
 def test_memory_is_what_the_state_takes():
     for kind, expected in (("lra", 22), ("xmat", 3), ("diag", 2), ("dense", 84)):
         model = network(torch.float32)
@@ -268,7 +347,7 @@ def test_memory_is_what_the_state_takes():
         optimizer.step(fl.Objective(model, cross_entropy)(batch(0)[0].float(), batch(0)[1]))
         count = sum(p.numel() for p in model.parameters())
         kept = sum(v.numel() * 4 for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
-        assert optimizer.memory == kept == 4 * count * expected, (kind, kept / 4 / count)
+        assert optimizer.memory == kept == 4 * (count * expected + 1), (kind, kept / 4 / count)
 
 
 def test_bad_settings_are_refused():

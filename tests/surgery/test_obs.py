@@ -73,6 +73,15 @@ def test_bad_input_is_refused_by_name():
                         ((0.5, {**grads, name: grads[name][:3]}), r"got \[3, 30\]")):
         with pytest.raises(ValueError, match=said):
             obs_prune(model, *given)
+    before = [p.detach().clone() for p in model.parameters()]
+    spoilt = grads[name].clone()
+    spoilt[3, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match=f"grads of '{name}' must be finite, got 1 numbers"):
+        obs_prune(model, 0.5, {**grads, name: spoilt})
+    parallel = 1e5 * (torch.ones(1, 5, 4) + 1e-3 * torch.randn(64, 5, 4, generator=fl.Key(0).generator()))
+    with pytest.raises(ValueError, match="take a larger one"):
+        obs_prune(model, 0.5, {name: parallel}, damp=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     with pytest.raises(ValueError, match="damp must be a finite number > 0"):
         obs_prune(model, 0.5, grads, damp=0.0)
     with pytest.raises(ValueError, match="block must be a whole number"):

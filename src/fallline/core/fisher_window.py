@@ -1,11 +1,14 @@
 """Products with the inverse of a damped empirical Fisher matrix of m gradients, without any matrix of d × d.
 
     F = λ I + (1/m) Γᵀ Γ,  rows of Γ the gradients;   F⁻¹ x = (x − Γᵀ (m λ I + S)⁻¹ Γ x) / λ,  S = Γ Γᵀ
+    of a row of the window, Γᵀ e:                     F⁻¹ Γᵀ e = m Γᵀ (m λ I + S)⁻¹ e
+
+The second form subtracts nothing: where λ is far below the gradients' squares the first loses all digits of a vector in their span.
 
 A window keeps the last m gradients, rows of zeros at first, and always divides by m. A new gradient takes the place of the oldest, and
 one row and column of S with it: O(d m), and O(m³) for the factor of m λ I + S; a product costs O(d m + m²). Rows are dense, sparse with
 k entries each, for which d m becomes m k, or of matrices of low rank. What is of size m is computed in float64, whatever the rows are
-kept in.
+kept in, with a damping of at least its rounding: m λ counts as no less than 64 ε tr S, ε = 2⁻⁵², below which the factor need not exist.
 
 Frantar, Kurtic, Alistarh: M-FAC: Efficient Matrix-Free Approximations of Second-Order Information, NeurIPS 2021, arXiv 2107.03356,
 whose recursions give the same numbers. Compressed rows: Modoranu et al., ICML 2024, arXiv 2306.06098.
@@ -19,6 +22,8 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+from fallline.core.checks import check_count
 
 CHUNK = 1 << 20
 """Entries of dense rows that are converted to float64 at a time."""
@@ -120,16 +125,26 @@ def with_products(gram: Tensor, index: int, products: Tensor, out: Tensor | None
 
 
 def factored(gram: Tensor, damp: float) -> Tensor:
-    """The Cholesky factor of m λ I + S, not a number where there is none."""
-    m = len(gram)
-    factor, failed = torch.linalg.cholesky_ex(gram + m * damp * torch.eye(m, dtype=gram.dtype, device=gram.device))
+    """The Cholesky factor of max(m λ, 64 ε tr S) I + S; not a number where S is not finite.
+
+    The rounding of S may make eigenvalues of 0 negative by a few ε tr S, which the damping has to outweigh; its factor leaves what is
+    computed with it two digits where all rows are the same.
+    """
+    ridge = (64 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=len(gram) * damp)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     return torch.where(failed == 0, factor, math.nan)
 
 
-def inverse_times(rows: Rows, factor: Tensor, x: Tensor, damp: float, products: Tensor | None = None) -> Tensor:
-    """F⁻¹ x in the precision of x; give Γ x as ``products`` where it is known."""
-    products = rows.dot(x) if products is None else products
-    weights = torch.cholesky_solve(products.unsqueeze(1), factor).squeeze(1)
+def inverse_times_row(rows: Rows, factor: Tensor, index: int) -> Tensor:
+    """F⁻¹ Γᵀ e, e the unit vector of row ``index``, in float64."""
+    weights = torch.zeros(len(factor), 1, dtype=factor.dtype, device=factor.device)
+    weights[index] = len(factor)
+    return rows.combine(torch.cholesky_solve(weights, factor).squeeze(1))
+
+
+def inverse_times(rows: Rows, factor: Tensor, x: Tensor, damp: float) -> Tensor:
+    """F⁻¹ x in the precision of x."""
+    weights = torch.cholesky_solve(rows.dot(x).unsqueeze(1), factor).squeeze(1)
     return ((x.double() - rows.combine(weights)) / damp).to(x.dtype)
 
 
@@ -161,9 +176,9 @@ class FisherWindow:
 
     def __init__(self, m: int, d: int, damp: float, nonzeros: int | None = None, dtype: torch.dtype | None = None,
                  device: torch.device | str | None = None) -> None:
-        for name, count in (("m", m), ("d", d), ("nonzeros", d if nonzeros is None else nonzeros)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        check_count("m", m, "32 to 1024 gradients are typical")
+        check_count("d", d, "the length of the gradients")
+        check_count("nonzeros", d if nonzeros is None else nonzeros, "leave it out for dense rows")
         if nonzeros is not None and nonzeros > d:
             raise ValueError(f"nonzeros must be at most d = {d}, got {nonzeros}")
         self.m, self.d, self.damp, self.nonzeros = m, d, check_damp(damp), nonzeros
@@ -205,6 +220,11 @@ class FisherWindow:
         if indices.shape != (self.nonzeros,) or values.shape != (self.nonzeros,):
             raise ValueError(f"indices and values must have shape ({self.nonzeros},), got {tuple(indices.shape)} and "
                              f"{tuple(values.shape)}")
+        low, high = (int(end) for end in indices.aminmax())
+        if low < 0 or high >= self.d:
+            raise ValueError(f"indices must lie between 0 and d − 1 = {self.d - 1}, got {low if low < 0 else high}")
+        if len(indices.unique()) < len(indices):
+            raise ValueError("indices must differ, got some more than once; add up the values of each")
         self.indices[index], self.values[index] = indices.to(torch.int32), values
         return self.values.new_zeros(self.d).index_copy(0, indices.long(), self.values[index])
 
@@ -267,10 +287,19 @@ class StaticFisher:
         return self._inverse_times(x.detach().to(self.vectors.dtype), self.m)
 
     def diag(self) -> Tensor:
-        """The diagonal of F⁻¹, ``(..., d)``, by O(d m)."""
+        """The diagonal of F⁻¹, ``(..., d)``, by O(d m).
+
+        Raises
+        ------
+        ValueError
+            Where rounding has made it, or a q_i − m, negative: all digits are lost.
+        """
         found = torch.full_like(self.vectors[..., 0, :], 1 / self.damp)
         for i in range(self.m):
             found -= self.vectors[..., i, :] ** 2 / self.scales[..., i, None]
+        if not bool((found > 0).all() & (self.scales >= self.m).all()):
+            raise ValueError(f"damp must be far above the gradients' squares times their rounding, got {self.damp:g}, with which the "
+                             f"diagonal of the inverse, {found.min():g} at the least, has no digits; take a larger one")
         return found
 
     def element(self, i: int, j: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, Unpack, cast
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.averages import Averaged
@@ -24,7 +25,7 @@ from fallline.optim.directions.kronecker.factors import Full, Shifted
 from fallline.optim.directions.kronecker.grafting import Graft, Grafted, chosen_graft
 from fallline.optim.directions.kronecker.late import LateRoots
 from fallline.optim.directions.kronecker.preconditioner import Kronecker, second_beta
-from fallline.optim.engine.hyperparameters import check, check_count, check_positive
+from fallline.optim.engine.hyperparameters import check, check_positive
 from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import Add, Direction, Move
 from fallline.optim.engine.placement import Placement, Processes

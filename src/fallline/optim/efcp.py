@@ -10,29 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Unpack
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.compressed import CompressedAdaGrad, CompressedFisher, Compressor, LowRank, TopK
 from fallline.optim.engine.hyperparameters import check
-from fallline.optim.engine.joint import memory_of
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.parts import DecoupledDecay
-from fallline.optim.m_fac import check_window
+from fallline.optim.whole_group import WholeGroup
 
 Kind = Literal["topk", "lowrank"]
 
 
-class _Windowed(Optimizer):
-    """What both have: a window of compressed gradients."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the windows, of their matrices of products, of ξ and v."""
-        return memory_of(self.direction, self.param_groups)
-
-
 @register("sparse-m-fac")
-class SparseMFAC(_Windowed):
+class SparseMFAC(WholeGroup):
     """u = (λ I + Γᵀ Γ / m)⁻¹ c,  rows of Γ the last m compressed gradients c of a = ξ + g,  ξ ← a − c;  v ← μ v + u;  θ ← θ − η v.
 
     M-FAC with a window of 8 m k bytes, k = density · d, where `MFAC`'s has 4 m d: 2 % at 1 % density. A step costs O(m k + d + m³).
@@ -52,7 +43,8 @@ class SparseMFAC(_Windowed):
         What the inverse is applied to: c, or g.
     compressor : {"topk", "lowrank"}, default "topk"
         ``"lowrank"``: every parameter as a matrix of at most ``rank``, by one step of a power iteration from the last step's basis;
-        vectors stay whole. The window then has 4 m r (n₁ + n₂) bytes for a matrix n₁ × n₂.
+        vectors stay whole. The window then has 4 m r (n₁ + n₂) bytes for a matrix n₁ × n₂. Factors are rounded by ε of their size, of
+        which the inverse makes ε ‖c‖ / λ: a ``damp`` far below ε ‖c‖² leaves little else of gradients that hardly change.
     rank : int, default 1
     momentum : float, default 0
         μ, undamped: v = Σ μᵏ u.
@@ -75,7 +67,7 @@ class SparseMFAC(_Windowed):
     def __init__(self, params: Any, lr: float = 1e-3, m: int = 1024, density: float = 0.01, damp: float = 1e-4,
                  precondition: Literal["sparse", "dense"] = "sparse", compressor: Kind = "topk", rank: int = 1, momentum: float = 0.0,
                  weight_decay: float = 0.0, seed: int = 0, **options: Unpack[EngineOptions]) -> None:
-        check_window("m", m, "1024")
+        check_count("m", m, "1024 is typical")
         if precondition not in ("sparse", "dense"):
             raise ValueError(f"precondition must be 'sparse' or 'dense', got {precondition!r}")
         made = _compressor(compressor, density, rank, seed)
@@ -84,7 +76,7 @@ class SparseMFAC(_Windowed):
 
 
 @register("sparse-ggt")
-class SparseGGT(_Windowed):
+class SparseGGT(WholeGroup):
     """u = (1/ε) (c − U Uᵀ c) + U (Σ + ε I)⁻¹ Uᵀ c,  Γᵀ = U Σ Vᵀ the last compressed gradients c of a = ξ + g,  ξ ← a − c.
 
     Full-matrix AdaGrad of a window of gradients, in their span. A step costs O(m k + d + m³). The original method also fades gradients
@@ -108,7 +100,7 @@ class SparseGGT(_Windowed):
     def __init__(self, params: Any, lr: float = 1e-3, window: int = 100, density: float = 0.01, eps: float = 1e-5,
                  compressor: Kind = "topk", rank: int = 1, momentum: float = 0.0, weight_decay: float = 0.0, seed: int = 0,
                  **options: Unpack[EngineOptions]) -> None:
-        check_window("window", window, "100")
+        check_count("window", window, "100 is typical")
         made = _compressor(compressor, density, rank, seed)
         defaults = {"lr": lr, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, CompressedAdaGrad(window, made), defaults, move=DecoupledDecay(), **options)
@@ -118,8 +110,7 @@ def _compressor(kind: str, density: float, rank: int, seed: int) -> Compressor:
     check("seed", seed)
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise ValueError(f"density must be a share in (0, 1], got {density!r}; 0.01 is typical")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
+    check_count("rank", rank, "1 is typical")
     made: dict[str, Compressor] = {"topk": TopK(density), "lowrank": LowRank(rank, seed)}
     if kind not in made:
         raise ValueError(f"compressor must be 'topk' or 'lowrank', got {kind!r}")

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.fisher import WindowedFisher
-from fallline.optim.engine.joint import memory_of
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
+from fallline.optim.whole_group import WholeGroup
 
 
 @register("m-fac")
-class MFAC(Optimizer):
+class MFAC(WholeGroup):
     """u = (λ I + Γᵀ Γ / m)⁻¹ g over all parameters of a group together;  v ← μ v + (1 − μ) u;  θ ← θ − η v.
 
     The window Γ holds the last m gradients and starts with zeros, which count: the divisor always is m. A step costs O(d m + m³) flops
@@ -51,17 +52,6 @@ class MFAC(Optimizer):
 
     def __init__(self, params: Any, lr: float = 1e-3, m: int = 512, damp: float = 1e-5, momentum: float = 0.0,
                  weight_decay: float = 0.0, **options: Unpack[EngineOptions]) -> None:
-        check_window("m", m, "512")
+        check_count("m", m, "512 is typical")
         defaults = {"lr": lr, "damp": damp, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, WindowedFisher(m), defaults, **options)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the windows, of their matrices of products and of the averages."""
-        return memory_of(self.direction, self.param_groups)
-
-
-def check_window(name: str, value: Any, typical: str) -> None:
-    """Raise ``ValueError`` unless the value is a number of gradients that a window can hold."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of gradients, at least 1, got {value!r}; {typical} is typical")

@@ -13,22 +13,23 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_count
 from fallline.core.keys import Key
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.lie_group import PAIR, Cross, Diagonal, LieGroup, LowRank, Triangular
 from fallline.optim.engine.hyperparameters import check, check_positive
-from fallline.optim.engine.joint import memory_of
 from fallline.optim.engine.layout import full
-from fallline.optim.engine.optimizer import EngineOptions, Optimizer
+from fallline.optim.engine.optimizer import EngineOptions
 from fallline.optim.engine.oracles import gradients_at, of_minimised
 from fallline.optim.engine.state import working_dtype
+from fallline.optim.whole_group import WholeGroup
 
 KINDS = ("lra", "xmat", "diag", "dense")
 
 
 @register("psgd")
-class PSGD(Optimizer):
+class PSGD(WholeGroup):
     """x ← x − η Qᵀ Q m,  m ← μ m + (1 − μ) g,  Q of a group of matrices, fitted to minimise E[hᵀ P h + vᵀ P⁻¹ v],  h = H v.
 
     Over all matrices P that is |H|⁻¹; no damping. Needs Hessian-vector products: ``opt.step(objective(x, y))``, or with
@@ -84,8 +85,7 @@ class PSGD(Optimizer):
             raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         if hvp not in ("exact", "finite_diff"):
             raise ValueError(f"hvp must be 'exact' or 'finite_diff', got {hvp!r}")
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}; without one take kind='diag'")
+        check_count("rank", rank, "without one take kind='diag'")
         if isinstance(update_prob, bool) or not isinstance(update_prob, int | float) or not 0 < update_prob <= 1:
             raise ValueError(f"update_prob must be a probability in (0, 1], got {update_prob!r}; 1 is typical, 0.1 for large networks")
         made: dict[str, LieGroup] = {"lra": LowRank(update_prob, seed, rank), "xmat": Cross(update_prob, seed),
@@ -98,11 +98,6 @@ class PSGD(Optimizer):
         return {**super().__getstate__(), "exact": self.exact, "seed": self.seed}
 
     @property
-    def memory(self) -> int:
-        """Bytes of all factors and averages."""
-        return memory_of(self.direction, self.param_groups)
-
-    @property
     def reevaluations(self) -> Mapping[str, str]:  # type: ignore[override]
         """The second gradient, where products are differences."""
         return {} if self.exact else {PAIR: "the gradient of this batch at another point"}
@@ -112,12 +107,13 @@ class PSGD(Optimizer):
             check_positive("grad_clip", group["grad_clip"], "the largest norm of a step over lr, or None")
 
     def estimate(self, oracle: str, realisation: Any, t: int) -> Mapping[Tensor, Tensor]:
-        """Of every parameter, v and H v one above the other."""
+        """Of every parameter, v and H v one above the other; of those without a gradient zeros, which leave their part of Q alone."""
         params = [p for group in self.param_groups for p in group["params"]]
         probes = {p: self._probe(p, i, t) for i, p in enumerate(params)}
+        resting = {p: torch.zeros_like(v) for p, v in probes.items() if p.grad is None}
+        probes |= resting
         pairs = self._products(realisation, probes) if self.exact else self._differences(realisation, probes)
-        resting = {p: (torch.zeros_like(v), torch.zeros_like(v)) for p, v in probes.items() if p.grad is None}
-        return {p: torch.stack(pair) for p, pair in {**resting, **pairs}.items()}
+        return {p: torch.stack(pair) for p, pair in {**pairs, **{p: (v, v) for p, v in resting.items()}}.items()}
 
     def _probe(self, p: Tensor, index: int, t: int) -> Tensor:
         generator = Key(self.seed).fold(t, "probe", index).generator()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Unpack
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.directions.kronecker.blocks import Blocked
@@ -18,7 +19,7 @@ from fallline.optim.directions.kronecker.factors import Full, Ridged
 from fallline.optim.directions.kronecker.grafting import Graft, Grafted, chosen_graft
 from fallline.optim.directions.kronecker.late import LateRoots
 from fallline.optim.directions.kronecker.preconditioner import Kronecker, second_beta
-from fallline.optim.engine.hyperparameters import check, check_count, check_nonnegative
+from fallline.optim.engine.hyperparameters import check, check_nonnegative
 from fallline.optim.engine.optimizer import EngineOptions, Optimizer
 from fallline.optim.engine.parts import DecoupledDecay
 

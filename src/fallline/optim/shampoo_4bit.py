@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fallline.core.checks import check_count
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
 from fallline.optim.adamw import AdamW
@@ -20,7 +21,7 @@ from fallline.optim.directions.kronecker.eigencodes import EigenCodes
 from fallline.optim.directions.kronecker.factors import Full, Ridged
 from fallline.optim.directions.kronecker.grafting import Fed
 from fallline.optim.directions.kronecker.preconditioner import Constant, Kronecker
-from fallline.optim.engine.hyperparameters import check, check_count, check_positive
+from fallline.optim.engine.hyperparameters import check, check_positive
 from fallline.optim.engine.over import Base, Over
 from fallline.optim.engine.parts import Direction
 

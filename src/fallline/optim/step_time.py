@@ -16,9 +16,10 @@ from statistics import median
 
 import torch
 
+from fallline.core.checks import check_count
 from fallline.core.linalg import inverse_root
 from fallline.optim.directions.kronecker.blocks import merged, regions
-from fallline.optim.engine.hyperparameters import check_count, check_positive
+from fallline.optim.engine.hyperparameters import check_positive
 from fallline.optim.engine.placement import dealt
 
 WORDS_OF_ADAMW = 7

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fallline.core.checks import check_count
 from fallline.core.fisher_window import StaticFisher, check_damp
 
 
@@ -47,13 +48,13 @@ def obs_prune(model: nn.Module, sparsity: float, grads: Mapping[str, Tensor], da
     Raises
     ------
     ValueError
-        For a share outside [0, 1], a name that the model does not have, gradients of another shape or of differing numbers, a block
-        below 1.
+        For a share outside [0, 1], a name that the model does not have, gradients of another shape, of differing numbers or not
+        finite, a block below 1, a damping that is lost in the rounding of the gradients' squares. The model then is as it was.
     """
     if isinstance(sparsity, bool) or not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must be a share in [0, 1], got {sparsity!r}; 0.9 removes nine weights of ten")
-    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-        raise ValueError(f"block must be a whole number of weights or None, got {block!r}")
+    if block is not None:
+        check_count("block", block, "or None for a whole F")
     check_damp(damp)
     params = _named(model, grads)
     shapes = [p.shape for p in params.values()]
@@ -85,6 +86,9 @@ def _named(model: nn.Module, grads: Mapping[str, Tensor]) -> dict[str, nn.Parame
             raise ValueError(f"grads has {name!r}, which is no parameter of the model; it has {', '.join(known)}")
         if g.shape[1:] != known[name].shape:
             raise ValueError(f"grads of {name!r} must have shape (m, {', '.join(map(str, known[name].shape))}), got {tuple(g.shape)}")
+        if not bool(g.isfinite().all()):
+            raise ValueError(f"grads of {name!r} must be finite, got {int((~g.isfinite()).sum())} numbers that are not; leave out the "
+                             "samples that they come from")
     return {name: known[name] for name in grads}
 
 

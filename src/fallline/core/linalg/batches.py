@@ -17,12 +17,6 @@ def require_square(A: Tensor, name: str = "A") -> None:
         raise ValueError(f"{name} must be a batch of square matrices (..., n, n), got shape {tuple(A.shape)}")
 
 
-def require_count(name: str, value: int, typical: str) -> None:
-    """Refuse what is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; {typical} is typical")
-
-
 def symmetric(A: Tensor) -> Tensor:
     """(A + Aᴴ)/2."""
     return (A + A.mH) / 2

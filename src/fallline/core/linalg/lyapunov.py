@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from fallline.core.linalg.batches import at_least_float32, largest_entry, require_count, require_square, symmetric
+=======
+from fallline.core.checks import check_count
+from fallline.core.linalg.batches import at_least_float32, require_square, symmetric
+>>>>>>> mendB
 
 
 def solve_lyapunov(S: Tensor, G: Tensor, steps: int = 8) -> Tensor:
@@ -47,7 +52,7 @@ def solve_lyapunov(S: Tensor, G: Tensor, steps: int = 8) -> Tensor:
     require_square(S, "S")
     if G.shape != S.shape:
         raise ValueError(f"G must have the shape of S, {tuple(S.shape)}, got {tuple(G.shape)}")
-    require_count("steps", steps, "8")
+    check_count("steps", steps, "8 is typical")
     return Lyapunov.apply(symmetric(at_least_float32(S)), symmetric(at_least_float32(G)), None, None, steps).to(S.dtype)
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fallline.core.linalg.batches import at_least_float32, identity_like, require_count
+from fallline.core.checks import check_count
+from fallline.core.linalg.batches import at_least_float32, identity_like
 
 
 def orthonormalize(A: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def bjorck(V: Tensor, steps: int = 1) -> Tensor:
     """
     if V.ndim < 2:
         raise ValueError(f"V must be a batch of matrices (..., m, n), got shape {tuple(V.shape)}")
-    require_count("steps", steps, "1 or 4")
+    check_count("steps", steps, "1 or 4 are typical")
     X = at_least_float32(V)
     for _ in range(steps):
         cubed = (X @ X.mH) @ X if X.shape[-2] < X.shape[-1] else X @ (X.mH @ X)

@@ -28,7 +28,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from fallline.core.linalg.batches import at_least_float32, identity_like, largest_entry, require_count, require_square, symmetric
+=======
+from fallline.core.checks import check_count
+from fallline.core.linalg.batches import at_least_float32, identity_like, require_square, symmetric
+>>>>>>> mendB
 from fallline.core.linalg.lyapunov import Lyapunov
 from fallline.core.warning import warn
 
@@ -94,8 +99,8 @@ def _prepared(A: Tensor, method: str, order: int, backward_iters: int) -> Tensor
         raise ValueError(f"A must be real and of floating point, got {A.dtype}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    require_count("order", order, "5")
-    require_count("backward_iters", backward_iters, "8")
+    check_count("order", order, "5 is typical")
+    check_count("backward_iters", backward_iters, "8 is typical")
     matrices = symmetric(at_least_float32(A))
     if method != "eigh":
         _warn_if_ill_conditioned(matrices)

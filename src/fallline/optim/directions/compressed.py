@@ -2,10 +2,11 @@
 
     a = ξ + g;   c = compressed(a);   ξ ← a − c;   the newest row of Γ is c
 
-    full-matrix Fisher:   u = (λ I + Γᵀ Γ / m)⁻¹ c,  or of g in place of c
+    full-matrix Fisher:   u = (λ I + Γᵀ Γ / m)⁻¹ c = m Γᵀ (m λ I + Γ Γᵀ)⁻¹ e,  or of g in place of c
     full-matrix AdaGrad:  u = (1/ε) (c − U Uᵀ c) + U (Σ + ε I)⁻¹ Uᵀ c = Γᵀ V (Σ + ε I)⁻¹ Vᵀ e,   Γ Γᵀ = V Σ² Vᵀ,  Γᵀ = U Σ Vᵀ
 
-The second form is the first without its difference of large numbers: c = Γᵀ e is a row of the window, and nothing of it lies outside.
+The second forms are the first without their difference of large numbers: c = Γᵀ e is a row of the window, and nothing of it lies
+outside.
 
 Modoranu, Kalinov, Kurtic, Frantar, Alistarh: Error Feedback Can Accurately Compress Preconditioners, ICML 2024, arXiv 2306.06098;
 Agarwal et al.: Efficient Full-Matrix Adaptive Regularization (GGT), ICML 2019, arXiv 1806.02958.
@@ -13,6 +14,7 @@ Agarwal et al.: Efficient Full-Matrix Adaptive Regularization (GGT), ICML 2019, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -21,7 +23,16 @@ import torch
 from torch import Tensor
 
 from fallline.core.compressors import power_step, top_k
-from fallline.core.fisher_window import LowRankRows, Rows, SparseRows, factored, inverse_times, with_products, with_row
+from fallline.core.fisher_window import (
+    LowRankRows,
+    Rows,
+    SparseRows,
+    factored,
+    inverse_times,
+    inverse_times_row,
+    with_products,
+    with_row,
+)
 from fallline.core.keys import Key
 from fallline.optim.engine.arithmetic import add_scaled, over
 from fallline.optim.engine.layout import numel
@@ -41,7 +52,7 @@ class Compressor(Protocol):
         """The state of a window of m rows for vectors like ``p``."""
 
     def push(self, a: Tensor, slot: int, s: Tensors) -> tuple[Tensor, Rows, Tensors]:
-        """c as a vector, the window that holds it in the given row, and its state."""
+        """c as a vector, exactly what the window keeps; the window that holds it in the given row; its state."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class TopK:
 
     def kept(self, n: int) -> int:
         """Entries in a row."""
-        k = int(self.density * n)
+        share = self.density * n
+        k = int(share + 2 * math.ulp(share))  # 0.29 · 100, as computed, lies below 29
         if k < 1:
             raise ValueError(f"density must keep at least one of the {n} numbers of a parameter group, got {self.density:g}; put more "
                              "parameters into the group or raise it")
@@ -113,7 +125,7 @@ class LowRank:
             lefts.append(p.reshape(-1))
             rights.append(q.reshape(-1))
             again.append(torch.where((q != 0).any(0), q, old).reshape(-1))  # a gradient of zeros leaves a basis to go on from
-            products.append((p @ q.mT).reshape(-1))
+            products.append((p.double() @ q.double().mT).reshape(-1))  # a rounded one would be none of the window's rows
         left = with_row(s["left"], slot, torch.cat(lefts), out=over(s["left"]))
         right = with_row(s["right"], slot, torch.cat(rights), out=over(s["right"]))
         return torch.cat(products), LowRankRows(left, right, self.matrices), {"left": left, "right": right, "basis": torch.cat(again)}
@@ -140,13 +152,12 @@ class _Compressed(Direction):
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         a = s["error"] + g
         kept, rows, new = self.compressor.push(a, c.slot, s)
-        products = rows.dot(kept)
-        gram = with_products(s["gram"], c.slot, products, out=over(s["gram"]))
-        v = add_scaled(self.preconditioned(g, kept, rows, gram, products, c), c.momentum, s["momentum"])
-        return v, {**new, "error": a - kept, "gram": gram, "momentum": v}
+        gram = with_products(s["gram"], c.slot, rows.dot(kept), out=over(s["gram"]))
+        v = add_scaled(self.preconditioned(g, rows, gram, c).to(g.dtype), c.momentum, s["momentum"])
+        return v, {**new, "error": (a - kept).to(a.dtype), "gram": gram, "momentum": v}
 
-    def preconditioned(self, g: Tensor, kept: Tensor, rows: Rows, gram: Tensor, products: Tensor, c: Any) -> Tensor:
-        """u."""
+    def preconditioned(self, g: Tensor, rows: Rows, gram: Tensor, c: Any) -> Tensor:
+        """u, from a window whose row ``c.slot`` is the newest."""
         raise NotImplementedError
 
 
@@ -159,9 +170,9 @@ class CompressedFisher(_Compressed):
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {**super().coefficients(group, t), "damp": group["damp"]}
 
-    def preconditioned(self, g: Tensor, kept: Tensor, rows: Rows, gram: Tensor, products: Tensor, c: Any) -> Tensor:
+    def preconditioned(self, g: Tensor, rows: Rows, gram: Tensor, c: Any) -> Tensor:
         factor = factored(gram, c.damp)
-        return inverse_times(rows, factor, g, c.damp) if self.dense else inverse_times(rows, factor, kept, c.damp, products)
+        return inverse_times(rows, factor, g, c.damp) if self.dense else inverse_times_row(rows, factor, c.slot)
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class CompressedAdaGrad(_Compressed):
     def coefficients(self, group: Mapping[str, Any], t: int) -> Scalars:
         return {**super().coefficients(group, t), "eps": group["eps"]}
 
-    def preconditioned(self, g: Tensor, kept: Tensor, rows: Rows, gram: Tensor, products: Tensor, c: Any) -> Tensor:
+    def preconditioned(self, g: Tensor, rows: Rows, gram: Tensor, c: Any) -> Tensor:
         squares, vectors = torch.linalg.eigh(gram)
         weights = vectors @ (vectors[c.slot] / (squares.clamp(min=0).sqrt() + c.eps))
-        return rows.combine(weights).to(kept.dtype)
+        return rows.combine(weights)

@@ -1,6 +1,6 @@
 """The inverse of the empirical Fisher matrix of a window of gradients, applied to the newest.
 
-    u = (λ I + (1/m) Γᵀ Γ)⁻¹ g,  the newest row of Γ being g;   v ← μ v + (1 − μ) u
+    u = (λ I + (1/m) Γᵀ Γ)⁻¹ g = m Γᵀ (m λ I + Γ Γᵀ)⁻¹ e,  the newest row of Γ being g = Γᵀ e;   v ← μ v + (1 − μ) u
 
 See :mod:`fallline.core.fisher_window`.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fallline.core.fisher_window import DenseRows, factored, inverse_times, with_products, with_row
+from fallline.core.fisher_window import DenseRows, factored, inverse_times_row, with_products, with_row
 from fallline.optim.engine.arithmetic import blend, over
 from fallline.optim.engine.parts import Direction, Scalars, Tensors
 from fallline.optim.engine.state import State, like
@@ -37,8 +37,7 @@ class WindowedFisher(Direction):
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         window = with_row(s["window"], c.slot, g, out=over(s["window"]))
         rows = DenseRows(window)
-        products = rows.dot(g)
-        gram = with_products(s["gram"], c.slot, products, out=over(s["gram"]))
-        u = inverse_times(rows, factored(gram, c.damp), g, c.damp, products)
+        gram = with_products(s["gram"], c.slot, rows.dot(g), out=over(s["gram"]))
+        u = inverse_times_row(rows, factored(gram, c.damp), c.slot).to(g.dtype)
         v = blend(s["momentum"], u, c.new, out=over(s["momentum"]))
         return v, {"window": window, "gram": gram, "momentum": v}

@@ -3,7 +3,8 @@
     P minimises  E[hᵀ P h + vᵀ P⁻¹ v],  v ~ N(0, I);   over all P that is |H|⁻¹
 
 A step multiplies Q by (I − μ E), E from y = Q h and w = Q⁻ᵀ v, and μ the rate over a norm of E: Q stays in its group and invertible,
-without damping. It starts at s I, s = (⟨v, v⟩ / ⟨h, h⟩)^¼ of the first pair. A pair that would make Q infinite is left out.
+without damping. It starts at I, and the first pair of which s = (⟨v, v⟩ / ⟨h, h⟩)^¼ is a finite number above 0 makes it s I. A pair
+before, or that would make Q infinite, is left out.
 
 Li: Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, arXiv 2402.04553.
 """
@@ -43,10 +44,10 @@ class LieGroup(Direction):
         return (PAIR,) if t == 1 or uniform(self.seed, t, "pair") < self.probability else ()
 
     def coefficients(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
-        return {"first": t == 1, "new": 1 - group["momentum"], "rate": group["lr_precond"], "clip": group["grad_clip"]}
+        return {"new": 1 - group["momentum"], "rate": group["lr_precond"], "clip": group["grad_clip"]}
 
     def init(self, p: Tensor) -> dict[str, State]:
-        return {"momentum": like(p), **self.factors(p)}
+        return {"momentum": like(p), "pairs": State((1,), torch.int32), **self.factors(p)}
 
     def __call__(self, g: Tensor, p: Tensor, s: Tensors, c: Any) -> tuple[Tensor, Tensors]:
         m = blend(s["momentum"], g, c.new, out=over(s["momentum"]))
@@ -61,19 +62,19 @@ class LieGroup(Direction):
         if not len(v):
             return {}
         h = h + c.weight_decay * v  # the decay is part of the loss, as it is of the gradient
-        if c.first:
-            scale = (v @ v / (h @ h)) ** 0.25
-            s = {**s, **self.started(torch.where(scale.isfinite() & (scale > 0), scale, 1.0), s)}
-        new = self.fitted(v, h, s, c)  # all factors
-        works = torch.stack([x.isfinite().all() for x in new.values()]).all()
-        return {name: torch.where(works, x, s[name]) for name, x in new.items()}
+        scale, first = (v @ v / (h @ h)) ** 0.25, s["pairs"] == 0
+        measured = scale.isfinite() & (scale > 0)
+        scaled = {**s, **self.times(torch.where(first & measured, scale, 1.0), s)}
+        new = self.fitted(v, h, scaled, c)  # all factors
+        works = torch.stack([x.isfinite().all() for x in new.values()]).all() & (measured | ~first)
+        return {"pairs": s["pairs"] + works, **{name: torch.where(works, x, s[name]) for name, x in new.items()}}
 
     def factors(self, p: Tensor) -> dict[str, State]:
-        """What Q is made of."""
+        """What Q is made of, which starts at I."""
         raise NotImplementedError
 
-    def started(self, scale: Tensor, s: Tensors) -> Tensors:
-        """The factors of scale · I."""
+    def times(self, scale: Tensor, s: Tensors) -> Tensors:
+        """The factors of Q times a number ``(1,)``, those that change."""
         raise NotImplementedError
 
     def fitted(self, v: Tensor, h: Tensor, s: Tensors, c: Any) -> Tensors:
@@ -99,10 +100,10 @@ class Diagonal(LieGroup):
     """Q = diag(d):  d ← d − μ d ∘ ((d ∘ h)² − (v / d)²),  μ = rate / max|·|."""
 
     def factors(self, p: Tensor) -> dict[str, State]:
-        return {"scale": _exact(p)}
+        return {"scale": _exact(p, initial=1.0)}
 
-    def started(self, scale: Tensor, s: Tensors) -> Tensors:
-        return {"scale": scale.expand_as(s["scale"])}
+    def times(self, scale: Tensor, s: Tensors) -> Tensors:
+        return {"scale": scale * s["scale"]}
 
     def fitted(self, v: Tensor, h: Tensor, s: Tensors, c: Any) -> Tensors:
         d = s["scale"]
@@ -122,10 +123,10 @@ class Cross(LieGroup):
     """
 
     def factors(self, p: Tensor) -> dict[str, State]:
-        return {"diagonal": _exact(p), "antidiagonal": _exact(p)}
+        return {"diagonal": _exact(p, initial=1.0), "antidiagonal": _exact(p)}
 
-    def started(self, scale: Tensor, s: Tensors) -> Tensors:
-        return {"diagonal": scale.expand_as(s["diagonal"])}
+    def times(self, scale: Tensor, s: Tensors) -> Tensors:
+        return {name: scale * s[name] for name in ("diagonal", "antidiagonal")}
 
     def fitted(self, v: Tensor, h: Tensor, s: Tensors, c: Any) -> Tensors:
         a, b = s["diagonal"], s["antidiagonal"]
@@ -172,10 +173,10 @@ class LowRank(LieGroup):
 
             return drawn
 
-        return {"scale": _exact(p), **{name: _exact(p, self.rank, start(name)) for name in ("left", "right")}}
+        return {"scale": _exact(p, initial=1.0), **{name: _exact(p, self.rank, start(name)) for name in ("left", "right")}}
 
-    def started(self, scale: Tensor, s: Tensors) -> Tensors:
-        return {"scale": scale.expand_as(s["scale"])}
+    def times(self, scale: Tensor, s: Tensors) -> Tensors:
+        return {"scale": scale * s["scale"]}
 
     def fitted(self, v: Tensor, h: Tensor, s: Tensors, c: Any) -> Tensors:
         U, V, d = s["left"], s["right"], s["scale"]
@@ -216,8 +217,14 @@ def _solved(K: Tensor, x: Tensor) -> Tensor:
 
 
 def _difference_norm(y: Tensor, a: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """‖y aᵀ − w bᵀ‖ over all entries."""
-    return ((y @ y) * (a @ a) + (w @ w) * (b @ b) - 2 * (y @ w) * (a @ b)).abs().sqrt()
+    """‖y aᵀ − w bᵀ‖ over all entries, at least its rounding: of ((y − w) (a + b)ᵀ + (y + w) (a − b)ᵀ) / 2.
+
+    Where y comes near ±w, as it must where Q fits and n is small, the squares of y aᵀ and w bᵀ would cancel.
+    """
+    p, q, r, s = y - w, a + b, y + w, a - b
+    square = (p @ p) * (q @ q) + (r @ r) * (s @ s) + 2 * (p @ r) * (q @ s)
+    norm = torch.linalg.vector_norm
+    return square.abs().sqrt() / 2 + torch.finfo(y.dtype).eps * (norm(y) * norm(a) + norm(w) * norm(b))
 
 
 @dataclass(frozen=True)
@@ -225,10 +232,13 @@ class Triangular(LieGroup):
     """Q upper triangular, n × n:  Q ← Q − μ triu(y yᵀ − w wᵀ) Q,  μ = rate / max|y yᵀ − w wᵀ|."""
 
     def factors(self, p: Tensor) -> dict[str, State]:
-        return {"factor": State((p.numel(), p.numel()), p.dtype)}
+        def identity(x: Tensor, index: int) -> Tensor:
+            return torch.eye(len(x), dtype=x.dtype, device=x.device)
 
-    def started(self, scale: Tensor, s: Tensors) -> Tensors:
-        return {"factor": scale * torch.eye(len(s["factor"]), dtype=scale.dtype, device=scale.device)}
+        return {"factor": State((p.numel(), p.numel()), p.dtype, initial=identity)}
+
+    def times(self, scale: Tensor, s: Tensors) -> Tensors:
+        return {"factor": scale * s["factor"]}
 
     def fitted(self, v: Tensor, h: Tensor, s: Tensors, c: Any) -> Tensors:
         Q = s["factor"]

@@ -2,7 +2,8 @@
 
 Every kernel call leaves one number that is not finite when its gradient, the gradient's square or the direction is not (of
 quantised state: when a block's scale is not). The numbers are looked at when the next step starts; only then, and only on an alarm,
-are parameters searched one by one. A point that overflows shows in the next gradient.
+are parameters searched one by one. A point that overflows shows in the next gradient. Estimates that were asked for besides the
+gradients leave a number each, since a rule may leave out what it cannot use and go on with what it has.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from .units import Unit
 class Alarms:
     """The alarms of one step, on their way to the host."""
 
-    def __init__(self, found: list[tuple[Tensor, Unit]], meshes: Sequence[Any]) -> None:
+    def __init__(self, found: list[tuple[Tensor, Unit]], meshes: Sequence[Any], estimates: Sequence[tuple[str, Tensor]] = ()) -> None:
         self.units = [unit for _, unit in found]
+        self.estimates = estimates
         self.meshes = meshes
         self.event: Any = None
         self.total: Tensor | None = None
-        if found or meshes:
+        numbers = [*(number for number, _ in found), *(number for _, number in estimates)]
+        if numbers or meshes:
             # A sum is not finite if a term is not; that it may also overflow only costs a search.
-            self.total = self._to_host(over_meshes(_summed([number for number, _ in found], meshes), meshes))
+            self.total = self._to_host(over_meshes(_summed(numbers, meshes), meshes))
 
     def _to_host(self, total: Tensor) -> Tensor:
         if total.device.type != "cuda":
@@ -43,6 +46,10 @@ class Alarms:
         if self.event is not None:
             self.event.synchronize()
         return self.total is not None and not math.isfinite(self.total.item())
+
+    def estimate(self) -> str | None:
+        """The first estimate that is not finite."""
+        return next((name for name, number in self.estimates if not math.isfinite(number.item())), None)
 
     def confirmed(self, culprit: Any) -> bool:
         """Whether the search found something here or, where ranks share parameters, on another rank. All ranks ask together."""
@@ -71,8 +78,12 @@ def _state_is_finite(unit: Unit, i: int) -> bool:
 
 def all_finite(gradients: Sequence[Tensor], meshes: Sequence[Any]) -> bool:
     """Whether all gradients are finite, on all ranks; waits for the device."""
-    peaks = [0 * peak for peak in torch._foreach_norm(list(gradients), float("inf"))] if gradients else []
-    return math.isfinite(over_meshes(_summed(peaks, meshes), meshes).item())
+    return math.isfinite(over_meshes(_summed(alarms_of(gradients), meshes), meshes).item())
+
+
+def alarms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Of each tensor a number, 0 where it is finite and not a number where it is not."""
+    return [0 * peak for peak in torch._foreach_norm(list(tensors), float("inf"))] if tensors else []
 
 
 def _summed(numbers: Sequence[Tensor], meshes: Sequence[Any]) -> Tensor:

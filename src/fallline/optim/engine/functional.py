@@ -211,6 +211,21 @@ def _share(
             setattr(item.c, name, value)
 
 
+def _loss(optimizer: Optimizer, rule: StepSize, loss: Any, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the step size needs besides sums over the parameters: the loss, or nothing."""
+    if isinstance(rule, Search):
+        raise MissingOracle(f"{type(optimizer).__name__}.update() takes gradients only, but its step size is found by trying: use "
+                            "step(objective(x))")
+    if "loss" not in rule.needs:
+        return {}
+    if loss is None:
+        raise MissingOracle(f"{type(optimizer).__name__}.update() needs the loss of these gradients: update(…, loss=loss)")
+    value = torch.as_tensor(loss).reshape(())
+    if type(rule).check_loss is not StepSize.check_loss:
+        rule.check_loss(float(value.detach()), group)
+    return {"loss": value}
+
+
 def _two_passes(
     optimizer: Optimizer,
     items: list[_Item],
@@ -223,15 +238,8 @@ def _two_passes(
 ) -> None:
     rule = optimizer.sentence.step_size
     assert rule is not None
-    if isinstance(rule, Search):
-        raise MissingOracle(f"{type(optimizer).__name__}.update() takes gradients only, but its step size is found by trying: use "
-                            "step(objective(x))")
-    if "loss" in rule.needs and loss is None:
-        raise MissingOracle(f"{type(optimizer).__name__}.update() needs the loss of these gradients: update(…, loss=loss)")
-    needs = tuple(name for name in rule.needs if name != "loss")
-    extra = {"loss": torch.as_tensor(loss).reshape(())} if "loss" in rule.needs else {}
-    if extra and type(rule).check_loss is not StepSize.check_loss:
-        rule.check_loss(float(extra["loss"].detach()), items[moving[0]].group if moving else items[0].group)
+    extra = _loss(optimizer, rule, loss, items[moving[0] if moving else 0].group)
+    needs = tuple(name for name in rule.needs if name not in extra)
     directions, sums, given = {}, {}, {}
     for i in moving:
         item, g = items[i], gradients[i]

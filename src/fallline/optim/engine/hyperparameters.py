@@ -98,12 +98,6 @@ def check_nonnegative(name: str, value: Any, remedy: str) -> None:
     _check(_nonnegative(remedy), name, value)
 
 
-def check_count(name: str, value: Any, remedy: str) -> None:
-    """Raise ``ValueError`` unless the value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; {remedy}")
-
-
 def check_finite(name: str, value: Any, meaning: str) -> None:
     """Raise ``ValueError`` unless the value is a finite number."""
     _check(Check(math.isfinite, f"a finite number, {meaning}, got {{}}"), name, value)

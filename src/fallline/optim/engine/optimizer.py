@@ -17,7 +17,7 @@ from torch import Tensor
 from fallline.core.errors import NonFiniteError
 
 from . import door, exchange, functional, oracles, two_pass
-from .alarms import Alarms, all_finite
+from .alarms import Alarms, alarms_of, all_finite
 from .compiling import compiled, compiles, packed, run_compiled
 from .door import EngineOptions
 from .hooks import First, Hooks
@@ -49,7 +49,7 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     compile : bool, default False
         Run the rule as one fused kernel made by Inductor, shared by all models in the process (elementwise rules).
     nonfinite : {"raise", "skip", "ignore"}, default "raise"
-        Non-finite gradients raise :class:`NonFiniteError` at the start of the next step, which costs no
+        Non-finite gradients, and estimates of curvature, raise :class:`NonFiniteError` at the start of the next step, which costs no
         synchronisation; ``"skip"`` leaves parameters and state untouched by such a step, at the price of one.
     maximize : bool, default False
         Ascend.
@@ -161,7 +161,9 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         for bucket in plan.buckets:
             bucket.advance()
         if self.nonfinite == "raise":
-            self._alarms = Alarms(found, meshes)
+            full = [(name, value) for _, _, name, value in answers if value.numel()]
+            alarms = alarms_of([value for _, value in full])
+            self._alarms = Alarms(found, meshes, list(zip([name for name, _ in full], alarms, strict=True)))
 
     def needs_more_than_gradients(self) -> str:
         """What steps need besides, in words; nothing for most rules."""
@@ -243,7 +245,8 @@ class Optimizer(Hooks, torch.optim.Optimizer):
     def _signature(self) -> Any:
         return signature(self.param_groups, self.defaults)
 
-    def _make_plan(self) -> Plan:
+    def _members(self) -> tuple[list[Member], list[Tensor], list[Tensor]]:
+        """The members of a step; the parameters that have a gradient; those that have none."""
         members: list[Member] = []
         active: list[Tensor] = []
         idle: list[Tensor] = []
@@ -257,6 +260,10 @@ class Optimizer(Hooks, torch.optim.Optimizer):
                     door.check_parameter(self, index, p, direction)
                     members.append(Member(index, p, group, direction, self.move_for(p, group), self.storage_for(p, group), rests))
                 index += 1
+        return members, active, idle
+
+    def _make_plan(self) -> Plan:
+        members, active, idle = self._members()
         new = [m for m in members if not (m.rests or self.state.get(m.param))] if self.has("measure") else []
         if new:
             firsts = [First(gradient_of(m.param), m.group) for m in new]
@@ -281,11 +288,14 @@ class Optimizer(Hooks, torch.optim.Optimizer):
         if alarms is None or not alarms.raised():
             return
         culprit = alarms.culprit()
-        if not alarms.confirmed(culprit):
+        estimate = alarms.estimate() if culprit is None else None
+        if not alarms.confirmed(culprit or estimate):
             return
-        name = "on another rank" if culprit is None else door.describe(self, culprit[0].params[culprit[1]])
+        place = "parameter on another rank" if culprit is None else f"parameter {door.describe(self, culprit[0].params[culprit[1]])}"
+        if estimate is not None:
+            place = f"the estimate {estimate!r}"
         raise NonFiniteError(
-            f"{type(self).__name__}: the last step met a value that is not finite in parameter {name}; lower lr, clip "
+            f"{type(self).__name__}: the last step met a value that is not finite in {place}; lower lr, clip "
             'gradients, or pass nonfinite="skip" to leave such steps out'
         )
 
