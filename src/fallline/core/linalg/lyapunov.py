@@ -19,12 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from fallline.core.linalg.batches import at_least_float32, largest_entry, require_count, require_square, symmetric
-=======
 from fallline.core.checks import check_count
-from fallline.core.linalg.batches import at_least_float32, require_square, symmetric
->>>>>>> mendB
+from fallline.core.linalg.batches import at_least_float32, largest_entry, require_square, symmetric
 
 
 def solve_lyapunov(S: Tensor, G: Tensor, steps: int = 8) -> Tensor:

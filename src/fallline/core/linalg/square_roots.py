@@ -28,12 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from fallline.core.linalg.batches import at_least_float32, identity_like, largest_entry, require_count, require_square, symmetric
-=======
 from fallline.core.checks import check_count
-from fallline.core.linalg.batches import at_least_float32, identity_like, require_square, symmetric
->>>>>>> mendB
+from fallline.core.linalg.batches import at_least_float32, identity_like, largest_entry, require_square, symmetric
 from fallline.core.linalg.lyapunov import Lyapunov
 from fallline.core.warning import warn
 
