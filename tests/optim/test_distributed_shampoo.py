@@ -56,7 +56,9 @@ def dtype_of(options):
 
 
 OPTIONS = {"": {}, "momentum": {"momentum": 0.9, "nesterov": True, "decoupled": False}, "late": {"late": True, "root_every": 2},
-           "adagrad": {"graft": "adagrad", "betas": (0.9, 1.0)}, "half": {"gather_dtype": torch.bfloat16, "eps": 1e-4}}
+           "adagrad": {"graft": "adagrad", "betas": (0.9, 1.0)}, "half": {"gather_dtype": torch.bfloat16, "eps": 1e-4},
+           "float32": {"gather_dtype": torch.float32, "eps": 1e-4}}
+WITHIN = {"half": 5e-3, "float32": 1e-5}
 
 
 def replicated(rank, world, options):
@@ -162,8 +164,8 @@ def close(model, runs, tolerance):
 def test_two_data_parallel_processes_share_the_work_and_the_state(two, name):
     model, optimizer = alone(OPTIONS[name])
     runs = [run[name] for run in two]
-    close(model, runs, 5e-3 if name == "half" else 1e-10)
-    width = 2 if name == "half" else 8
+    close(model, runs, WITHIN.get(name, 1e-10))
+    width = {"half": 2, "float32": 4}.get(name, 8)
     whole_bytes = width * sum(p.numel() for p in model.parameters())
     assert all(whole_bytes <= run["sent"] <= 1.1 * whole_bytes for run in runs)
     assert sum(run["bytes"] for run in runs) == state_bytes(optimizer)
