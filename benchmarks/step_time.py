@@ -84,7 +84,8 @@ def tables(options: Options) -> list[Table]:
     tell_all(here)
     far: Device = replace(device, network=25e9, latency=1e-5)
     times = {n: step_time(LARGE, n, far, max_dim=BLOCK) for n in RANKS}
-    predicted = tuple(Row(f"{n} device{'s' * (n > 1)}", milliseconds=1e3 * found.total, figures=parts(found)) for n, found in times.items())
+    predicted = tuple(Row(f"{n} device{'s' * (n > 1)}", milliseconds=1e3 * found.total, figures=parts(found))
+                      for n, found in times.items())
     over = Table("Predicted for devices like this one", "", predicted, ())
     tell_all(over)
     return [here, over]
