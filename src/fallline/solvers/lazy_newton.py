@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -28,6 +27,9 @@ from fallline.core.method import Method, Report, State
 from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.space import LogUniform, Range
+from fallline.solvers.descent.curvature import check_period
+from fallline.solvers.descent.local import finite
+from fallline.solvers.descent.secular import secular_step
 
 KINDS = ("smooth", "finite-sum", "training")
 # With regularisation dominating, ‖g⁺‖ ≤ 2λ‖s‖ and the decrease is at least λ‖s‖²/2, so this share of ‖g⁺‖^{3/2}/√M is certain.
@@ -48,8 +50,7 @@ class _Lazy(Method):
     space: ClassVar[Mapping[str, Range]] = {"M": LogUniform(1e-4, 1e2)}
 
     def __post_init__(self) -> None:
-        if self.period != "d" and (isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1):
-            raise ValueError(f"period must be 'd' (the dimension) or a whole number of at least 1, got {self.period!r}")
+        check_period(self.period)
         if not (math.isfinite(self.M) and self.M > 0):
             raise ValueError(f"M must be a positive number (3 or 6 times period times the Hessian's Lipschitz constant, "
                              f"or any start when adaptive), got {self.M}")
@@ -67,7 +68,7 @@ class _Lazy(Method):
 
     def step(self, problem: Problem, state: State) -> State:
         if state["eigenvalues"] is None:
-            eigenvalues, eigenvectors = torch.linalg.eigh(_finite(problem.hessian(state["x"])))
+            eigenvalues, eigenvectors = torch.linalg.eigh(finite(problem.hessian(state["x"])))
             state = {**state, "eigenvalues": eigenvalues, "eigenvectors": eigenvectors, "anchor": state["x"],
                      "anchor_gradient": state["gradient"], "anchor_value": state["value"], "k": 0, "progress": 0.0}
         basis = state["eigenvectors"]
@@ -122,12 +123,6 @@ def _noise(state: State) -> float:
     return 16 * torch.finfo(state["value"].dtype).eps * max(1.0, abs(float(state["anchor_value"])))
 
 
-def _finite(hessian: Tensor) -> Tensor:
-    if not torch.isfinite(hessian).all():
-        raise NonFiniteError("the Hessian has NaN or infinite entries")
-    return (hessian + hessian.T) / 2
-
-
 @register("lazy-newton")
 @dataclass(frozen=True)
 class LazyNewton(_Lazy):
@@ -174,24 +169,4 @@ class LazyCubicNewton(_Lazy):
     """
 
     def _displacement(self, eigenvalues: Tensor, coefficients: Tensor, M: float) -> Tensor | None:
-        lowest = float(eigenvalues[0])
-        shortest = max(0.0, -2 * lowest / M)
-
-        def step(r: float) -> Tensor:
-            shifted = eigenvalues + M * r / 2
-            return torch.where(coefficients == 0, 0, -coefficients / shifted)
-
-        def excess(r: float) -> float:
-            return float(torch.linalg.vector_norm(step(r))) - r
-
-        just_above = shortest * (1 + 1e-12) + 1e-300
-        if not math.isfinite(excess(just_above)) or excess(just_above) > 0:
-            longest = 2 * just_above + 1e-12
-            while excess(longest) > 0:
-                longest *= 2
-            return step(scipy.optimize.brentq(excess, just_above, longest, xtol=1e-300, rtol=1e-14))
-        if shortest == 0:
-            return torch.zeros_like(coefficients)
-        rest = torch.where(eigenvalues - lowest > 1e-12 * abs(lowest), step(shortest), 0)
-        rest[0] = math.sqrt(max(0.0, shortest**2 - float(rest @ rest)))
-        return rest
+        return secular_step(eigenvalues, coefficients, lambda shift: 2 * shift / M)[0]

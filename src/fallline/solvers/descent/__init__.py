@@ -1,0 +1,40 @@
+"""What descent methods are composed of: a descent (where a step goes), a search (how far), a curvature source.
+
+``Minimizer(descent, search, curvature)`` puts them together; the named methods of ``fallline.solvers`` are such sentences.
+"""
+
+from fallline.solvers.descent.curvature import (
+    Averaged,
+    Curvature,
+    Exact,
+    Fisher,
+    GaussNewton,
+    GaussNewtonProducts,
+    Given,
+    HutchinsonDiagonal,
+    Lazy,
+    Products,
+    Sketched,
+    Zero,
+)
+from fallline.solvers.descent.descents import (
+    CubicNewton,
+    Descent,
+    GradientStep,
+    NewtonStep,
+    Path,
+    Ray,
+    RegularizedNewton,
+    Step,
+    TruncatedCG,
+    TrustRegion,
+)
+from fallline.solvers.descent.minimizer import Composed, Minimizer
+from fallline.solvers.descent.searches import Armijo, Backtracking, Fixed, GradientNormalized, RatioTest, Search
+
+__all__ = [
+    "Armijo", "Averaged", "Backtracking", "Composed", "CubicNewton", "Curvature", "Descent", "Exact", "Fisher", "Fixed",
+    "GaussNewton", "GaussNewtonProducts", "Given", "GradientNormalized", "GradientStep", "HutchinsonDiagonal", "Lazy", "Minimizer",
+    "NewtonStep", "Path", "Products", "RatioTest", "Ray", "RegularizedNewton", "Search", "Sketched", "Step", "TruncatedCG",
+    "TrustRegion", "Zero",
+]
