@@ -19,6 +19,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from fallline.core.errors import NonFiniteError
+
 
 def secular_step(values: Tensor, coefficients: Tensor, radius: Callable[[float], float]) -> tuple[Tensor, float]:
     """Return s and λ with ‖s‖ = radius(λ), or λ = 0 and ‖s‖ <= radius(0).
@@ -33,6 +35,8 @@ def secular_step(values: Tensor, coefficients: Tensor, radius: Callable[[float],
         Not decreasing.
     """
     theta, c = (v.detach().double().cpu().numpy() for v in (values, coefficients))
+    if not (np.isfinite(theta).all() and np.isfinite(c).all()):
+        raise NonFiniteError("the gradient or the curvature has NaN or infinite entries")
     floor = max(0.0, -theta[0])
 
     def step(shift: float) -> np.ndarray:
