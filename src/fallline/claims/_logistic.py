@@ -1,8 +1,9 @@
-"""Logistic regression on generated data, several seeds and settings at once."""
+"""Logistic regression: on generated data, several seeds and settings at once; the parity of digits."""
 
 from __future__ import annotations
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -37,3 +38,16 @@ def least(features: Tensor, labels: Tensor) -> Tensor:
         hessian = torch.einsum("ns,nsf,nsg->sfg", p * (1 - p) / len(labels), features, features)
         w = w - torch.linalg.solve(hessian, gradients(w, features, labels)[..., None])[..., 0]
     return losses(w, features, labels)
+
+
+def digits_parity(features: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Digits with a constant (d = 65), or that many random cosine features; labels ±1 by parity."""
+    digits = load_digits()
+    pixels = torch.tensor(digits.data / 16, dtype=torch.float64)
+    labels = 1 - 2 * torch.tensor(digits.target % 2, dtype=torch.float64)
+    if features is not None:
+        generator = Key(seed).fold("features", features).generator()
+        weights = torch.randn(64, features - 1, dtype=torch.float64, generator=generator) / 4
+        shifts = 6.3 * torch.rand(features - 1, dtype=torch.float64, generator=generator)
+        pixels = torch.cos(pixels @ weights + shifts)
+    return torch.cat([pixels, torch.ones(len(pixels), 1, dtype=torch.float64)], 1), labels

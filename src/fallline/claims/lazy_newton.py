@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import softplus
 
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, exactly, recorded
+from fallline.claims._logistic import digits_parity
 from fallline.core.driver import Moment
 from fallline.solvers import LazyCubicNewton, LazyNewton
 
@@ -25,19 +25,6 @@ PAPER = Paper(
     "every step; global O(1/ε^{3/2}) to second-order points without convexity, locally superlinear within a phase",
 )
 REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0)
-
-
-def digits_parity(features: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Digits with a constant (d = 65), or that many random cosine features; labels ±1 by parity."""
-    digits = load_digits()
-    pixels = torch.tensor(digits.data / 16, dtype=torch.float64)
-    labels = 1 - 2 * torch.tensor(digits.target % 2, dtype=torch.float64)
-    if features is not None:
-        generator = fl.Key(seed).fold("features", features).generator()
-        weights = torch.randn(64, features - 1, dtype=torch.float64, generator=generator) / 4
-        shifts = 6.3 * torch.rand(features - 1, dtype=torch.float64, generator=generator)
-        pixels = torch.cos(pixels @ weights + shifts)
-    return torch.cat([pixels, torch.ones(len(pixels), 1, dtype=torch.float64)], 1), labels
 
 
 def logistic(features: int | None, seed: int) -> fl.Problem:

@@ -22,7 +22,7 @@ from fallline.problems.extras import data_package
 PENALTY = 1e-3
 
 
-def _breast_cancer() -> tuple[Tensor, Tensor]:
+def breast_cancer() -> tuple[Tensor, Tensor]:
     data = data_package("sklearn.datasets", "scikit-learn").load_breast_cancer()
     features = torch.tensor(data.data, dtype=torch.float64)
     features = (features - features.mean(0)) / features.std(0, unbiased=False)
@@ -50,7 +50,7 @@ def logistic(seed: int = 0, penalty: float = PENALTY) -> Problem:
     569 rows of 30 standardised features and a constant, float64; batches of 8; starts at 0 whatever the seed; the least value is in
     ``facts["best_value"]``; 2,000 steps.
     """
-    features, labels = _breast_cancer()
+    features, labels = breast_cancer()
 
     loss = _reference(features, labels)
 
@@ -73,7 +73,7 @@ def logistic_l1(seed: int = 0, penalty: float = 1e-2) -> Problem:
 
     Data, batches and start as in ``logistic``; the least value is in ``facts["best_value"]``; 2,000 steps of a proximal method.
     """
-    features, labels = _breast_cancer()
+    features, labels = breast_cancer()
     smooth = FiniteSum(_loss, (features, labels), torch.zeros(31, dtype=torch.float64), batch_size=8)
     return Composite(smooth, L1(penalty), name="logistic-l1", facts={"best_value": _least_l1(penalty)}, budget=Budget(steps=2_000))
 
@@ -81,7 +81,7 @@ def logistic_l1(seed: int = 0, penalty: float = 1e-2) -> Problem:
 @functools.cache
 def _least_l1(penalty: float) -> float:
     """The least value of ``logistic_l1``, over w = u − v with u, v ≥ 0, where the penalty is linear."""
-    loss = _reference(*_breast_cancer())
+    loss = _reference(*breast_cancer())
 
     def split(parts: np.ndarray) -> tuple[float, np.ndarray]:
         mean, gradient = loss(parts[:31] - parts[31:])

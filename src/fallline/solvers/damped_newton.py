@@ -30,7 +30,7 @@ TRIALS = 100
 
 
 def _ray(path: Path, search: Search) -> Ray:
-    if not isinstance(path, Ray) or not path.exact:
+    if not isinstance(path, Ray) or not path.newton:
         raise TypeError(f"{type(search).__name__} sizes Newton's direction: use it with NewtonStep()")
     return path
 

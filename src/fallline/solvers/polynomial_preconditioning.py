@@ -215,7 +215,7 @@ class PolynomialStep(Descent):
     def path(self, local: Local, gradient: Tensor) -> Path:
         if not isinstance(local, _Constant):
             raise TypeError("PolynomialStep needs the curvature Constant(B, degree), whose polynomial it takes")
-        ray = Ray(local, gradient, local.precondition(gradient), exact=False)
+        ray = Ray(local, gradient, local.precondition(gradient))
         ray.remedy = "B is indefinite, or the degree too high for the precision of its traces: lower it, or give a matrix"
         return ray
 
@@ -244,7 +244,7 @@ class KrylovStep(Descent):
         seen = values > CUT * values[-1].abs()
         coefficients = torch.where(seen, vectors[0] / torch.where(seen, values, 1.0), 0.0)
         direction = torch.linalg.vector_norm(gradient) * (reduced.basis @ (vectors @ coefficients))
-        return Ray(local, gradient, None if float(values[0]) < -CUT * float(values[-1].abs()) else direction, exact=False)
+        return Ray(local, gradient, None if float(values[0]) < -CUT * float(values[-1].abs()) else direction)
 
 
 def check_degree(degree: Any) -> None:

@@ -72,15 +72,14 @@ class Path:
 
 
 class Ray(Path):
-    """t ↦ −t P g for a positive definite P: ``preconditioned`` is P g, ``decrement`` √⟨g, P g⟩.
+    """t ↦ −t P g for a positive definite P: ``preconditioned`` is P g, ``decrement`` √⟨g, P g⟩; ``newton`` says whether P = H⁻¹.
 
-    The model of size t falls by t(1 − t/2)⟨g, Pg⟩ where P = H⁻¹ (``exact``), and by (t/2)⟨g, Pg⟩ where 1/t bounds the curvature in the
-    norm of P⁻¹.
+    The model is ⟨g, s⟩ + ⟨s, P⁻¹s⟩/2t, which bounds f where the curvature is at most P⁻¹/t: it falls by (t/2)⟨g, Pg⟩.
     """
 
-    def __init__(self, local: Local, gradient: Tensor, preconditioned: Tensor | None, exact: bool) -> None:
+    def __init__(self, local: Local, gradient: Tensor, preconditioned: Tensor | None, newton: bool = False) -> None:
         super().__init__(local, gradient)
-        self.preconditioned, self.exact = preconditioned, exact
+        self.preconditioned, self.newton = preconditioned, newton
         square = math.nan if preconditioned is None else float(gradient @ preconditioned)
         self.indefinite = preconditioned is None or square < 0
         self.decrement = math.nan if self.indefinite else math.sqrt(square)
@@ -88,8 +87,7 @@ class Ray(Path):
     def __call__(self, t: float) -> Step | None:
         if self.preconditioned is None or self.indefinite:
             return None
-        predicted = (t * (1 - t / 2) if self.exact else t / 2) * self.decrement**2
-        return Step(-t * self.preconditioned, predicted)
+        return Step(-t * self.preconditioned, t / 2 * self.decrement**2)
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class GradientStep(Descent):
     """−t g: gradient descent, whatever the curvature."""
 
     def path(self, local: Local, gradient: Tensor) -> Path:
-        return Ray(local, gradient, gradient, exact=False)
+        return Ray(local, gradient, gradient)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class NewtonStep(Descent):
     """−t H⁻¹ g for a positive semi-definite H."""
 
     def path(self, local: Local, gradient: Tensor) -> Path:
-        return Ray(local, gradient, local.solve(gradient), exact=True)
+        return Ray(local, gradient, local.solve(gradient), newton=True)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ from fallline.core.tree import Tree
 from fallline.solvers.descent.descents import Path, Step
 
 Memory = dict[str, Any]
+ROUNDING = 1e-10
+"""Of a predicted fall: a model that is exact must not be refused for its last digits."""
+LARGEST = 1e100
+"""No step size grows beyond: an unbounded objective would double it for ever."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +185,11 @@ class Backtracking(Search):
         here = trials.here
 
         def accept(step: Step, t: float) -> Point | None:
-            return trials.at(step) if trials.value(step) <= float(here.value) - step.predicted + here.noise else None
+            bound = float(here.value) - (1 - ROUNDING) * step.predicted + here.noise
+            return trials.at(step) if trials.value(step) <= bound else None
 
         point, t, message = _halved(path, memory["t"], self.tries, accept)
-        return Found(point, {"t": 2 * t}, message)
+        return Found(point, {"t": min(2 * t, LARGEST)}, message)
 
 
 @dataclass(frozen=True)
@@ -265,4 +270,4 @@ class GradientNormalized(Search):
             return point if float(here.value) - float(point.value) >= enough - here.noise else None
 
         point, t, message = _halved(path, (memory["gamma"] + 1e-8) / norm, self.tries, accept)
-        return Found(point, {"gamma": max(2 * t * norm, 1e-9)}, message)
+        return Found(point, {"gamma": min(max(2 * t * norm, 1e-9), LARGEST)}, message)

@@ -45,16 +45,19 @@ def secular_step(values: Tensor, coefficients: Tensor, radius: Callable[[float],
 
     def spare(shift: float) -> float:
         """How much longer the radius is than the step: almost linear in the shift, and finite where the step is not."""
-        length = float(np.linalg.norm(step(shift)))
+        with np.errstate(over="ignore"):
+            length = float(np.linalg.norm(step(shift)))
         return radius(shift) / length - 1 if length else math.inf
 
     least = floor if theta[0] > 0 else floor * (1 + 1e-12) + 1e-300
     if spare(least) >= 0:
         return _tensor(_hard_case(theta, step(least), radius(floor)) if theta[0] < 0 else step(least), values), floor
-    most = 2 * least + 1e-12
-    while spare(most) < 0:
-        most *= 2
-    shift = float(scipy.optimize.brentq(spare, least, most, xtol=1e-300, rtol=1e-14))
+    excess = 1e-12 * max(1.0, floor)
+    while spare(floor + excess) < 0:
+        excess *= 2
+    # By the logarithm of what is above the floor, which may be anything from 1e-300 on.
+    above = lambda u: spare(floor + math.exp(u))
+    shift = floor + math.exp(scipy.optimize.brentq(above, math.log(1e-300), math.log(excess), xtol=1e-14))
     return _tensor(step(shift), values), shift
 
 
