@@ -135,6 +135,15 @@ def summed(term: Any, x: Tree) -> Tensor:
     return torch.stack([term.value(leaf) for leaf in tree.leaves(x)]).sum()
 
 
+def contained(set: Any, x: Tree) -> bool:
+    """Whether nested variables lie in a set of one tensor, by its ``contains`` or else its ``project``; True if it has neither."""
+    inside = getattr(set, "contains", None)
+    if inside is None and hasattr(set, "project"):
+        inside = lambda leaf: bool(torch.allclose(set.project(leaf), leaf, atol=torch.finfo(leaf.dtype).eps ** (2 / 3)))
+    leaves = [tree.flatten(x)] if _is_joint(set) and not isinstance(x, Tensor) else tree.leaves(x)
+    return inside is None or all(inside(leaf) for leaf in leaves)
+
+
 def _leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
     """A map of one tensor to one of its shape (``prox``, ``project``, ``linear_minimize`` of ``term``), on nested variables."""
 
@@ -164,7 +173,8 @@ def Constrained(
     """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
 
     ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in
-    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained.
+    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained;
+    ``problem.set`` is the set, or None.
     """
     _problem(smooth, "smooth")
     if set is None and equality is None and inequality is None:
@@ -182,7 +192,7 @@ def Constrained(
 
     inherited = {"kind": "constrained", "name": smooth.name, "facts": smooth.facts, "differentiable": smooth._derives,
                  "samples": smooth.samples, "parts": _samples_of(smooth)}
-    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": sample})
+    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": sample, "given": {"set": set}})
 
 
 def FiniteSum(

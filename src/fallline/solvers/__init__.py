@@ -1,11 +1,14 @@
 """You have an objective: smooth, composite, finite-sum, constrained. Newton's family, model-based and
-normalised descent."""
+normalised descent, Frank-Wolfe."""
 
+from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
 from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, NormalizedSPIDER, estimate_alpha
 from fallline.solvers.lazy_newton import LazyCubicNewton, LazyNewton
 from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, StochasticModel, Subgradient, moreau_grad_norm
+from fallline.solvers.segment_steps import Backtracking, LineSearch, Monotone, OpenLoop, StepSize
 
 __all__ = [
-    "BetaGD", "Clipped", "GrowthExponent", "LazyCubicNewton", "LazyNewton", "Model", "NormalizedSPIDER", "ProxLinear", "ProxPoint",
+    "AwayFrankWolfe", "Backtracking", "BetaGD", "Clipped", "FrankWolfe", "FrankWolfeGap", "GrowthExponent", "LazyCubicNewton",
+    "LazyNewton", "LineSearch", "Model", "Monotone", "NormalizedSPIDER", "OpenLoop", "ProxLinear", "ProxPoint", "StepSize",
     "StochasticModel", "Subgradient", "estimate_alpha", "moreau_grad_norm",
 ]
