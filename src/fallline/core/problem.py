@@ -39,6 +39,7 @@ REMEDIES = {
     "upper": "build the problem with Bilevel(upper, lower, x0, y0)",
     "lower": "build the problem with Bilevel(upper, lower, x0, y0)",
     "linearization": "build the problem with CompositeLoss(outer, inner, data, x0)",
+    "linear_model": "build the problem with LinearModel(A, y, loss)",
     "proximal_point": "build the problem with CompositeLoss(..., proximal_point=...), and take samples of one data point",
     "per_sample_gradients": "build the problem with FiniteSum(fun, data, x0) or Training(model, loss, data)",
 }
@@ -131,8 +132,8 @@ class Problem:
     # ---------------------------------------------------------------- what can be asked
 
     def has(self, oracle: str) -> bool:
-        """Return whether the problem can answer ``oracle``."""
-        return oracle in self._oracles or oracle in self._children or (self._derives and oracle in DERIVED)
+        """Return whether the problem can answer ``oracle``, or was given it."""
+        return any(oracle in held for held in (self._oracles, self._children, self._given)) or (self._derives and oracle in DERIVED)
 
     def require(self, *oracles: str, by: str = "this method") -> None:
         """Raise ``MissingOracle`` unless every named oracle is there."""
@@ -177,6 +178,10 @@ class Problem:
             return self.value(x), self._given_gradient(x, wrt)
         self.require("gradient")
         self._count_gradient()
+        if "value_and_gradient" in self._oracles:
+            value, gradient = self._oracles["value_and_gradient"](x)
+            gradient = tree.aligned(gradient, x, f"the gradient of {self.name!r}")
+            return value, gradient if wrt is None else gradient[wrt]
         return autodiff.value_and_gradient(self._oracles["value"], x, wrt, f"the objective of {self.name!r}")
 
     def _given_gradient(self, x: Tree, wrt: int | str | None) -> Tree:
@@ -193,7 +198,9 @@ class Problem:
         """Return the Hessian-vector product ``∇²f(x) v``."""
         self.require("hvp")
         given = self._oracles.get("hvp")
-        if given is None and "gradient" in self._oracles:
+        if "linearized_gradient" in self._oracles:
+            given = lambda x, v: self._oracles["linearized_gradient"](x)(v)
+        elif given is None and "gradient" in self._oracles:
             return differences.hvp(self.gradient, x, v)
         self.counts.add("hvps")
         name = f"the objective of {self.name!r}"
@@ -204,14 +211,17 @@ class Problem:
         """Return ``∇²f(x)`` as an operator on the flattened variables.
 
         Where autograd gives it, a gradient is evaluated once and its graph kept, so that products cost a backward pass each; where
-        the oracle ``hvp`` or ``gradient`` is given, products ask it.
+        the oracle ``linearized_gradient`` is given, it is asked once; where ``hvp`` or ``gradient`` is given, products ask it.
         """
         self.require("hvp")
         dtype = tree.precision(x)
-        if {"hvp", "gradient"} & self._oracles.keys():
+        if "linearized_gradient" in self._oracles:
+            derivative = self._oracles["linearized_gradient"](x)
+        elif {"hvp", "gradient"} & self._oracles.keys():
             return LinearOperator.from_function(lambda v: self.hvp(x, v), x, adjoint=lambda v: self.hvp(x, v), dtype=dtype)
-        self._count_gradient()
-        derivative = autodiff.linearized_gradient(self._oracles["value"], x, f"the objective of {self.name!r}")
+        else:
+            self._count_gradient()
+            derivative = autodiff.linearized_gradient(self._oracles["value"], x, f"the objective of {self.name!r}")
 
         def product(v: Tree) -> Tree:
             self.counts.add("hvps")
