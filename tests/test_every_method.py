@@ -9,6 +9,7 @@ import fallline as fl
 from fallline.core import registry, tree
 from fallline.core.errors import MissingOracle, NonFiniteError, WrongProblem
 from fallline.core.sets import Box
+from fallline.core.terms import SCAD
 
 METHODS = [name for name in registry.names() if not registry.is_optimizer(name)]
 METHODS.append("train")
@@ -52,7 +53,9 @@ def problem_for(method, at=None):
     fun = Spoiled(lambda x: torch.log(torch.cosh(scale * (x - target))).sum() + 0.01 * (x**2).sum(), at)
     if "proxy" in method.needs:
         return fl.optim.WithProxy(fl.Smooth(fun, x0), lambda x: (scale * (x - target)).square().sum() / 2), (fun,)
-    smooth = fl.Smooth(fun, x0)
+    smooth = fl.Smooth(fun, x0, facts={"L": 4.02})
+    if method.kinds == ("composite",):
+        return fl.Composite(smooth, SCAD(0.1)), (fun,)
     return fl.Constrained(smooth, Box(-2.0, 2.0)) if "constrained" in method.kinds else smooth, (fun,)
 
 

@@ -113,7 +113,7 @@ def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
             raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
     smooth.require("value", by="Composite")
     value = smooth._oracles["value"]
-    oracles = {"value": lambda x: value(x) + summed(term, x), "prox": _leafwise(term, term.prox)}
+    oracles = {"value": lambda x: value(x) + summed(term, x), "prox": leafwise(term, term.prox)}
     inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth},
                  "parts": _samples_of(smooth)}
     return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
@@ -144,7 +144,7 @@ def contained(set: Any, x: Tree) -> bool:
     return inside is None or all(inside(leaf) for leaf in leaves)
 
 
-def _leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
+def leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
     """A map of one tensor to one of its shape (``prox``, ``project``, ``linear_minimize`` of ``term``), on nested variables."""
 
     def apply(x: Tree, *arguments: Any) -> Tree:
@@ -183,7 +183,7 @@ def Constrained(
     if set is not None and not offered:
         raise TypeError(f"set must have project(x) or linear_minimize(g), got {set!r}, a {type(set).__name__}")
     oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality),
-               **{name: _leafwise(set, getattr(set, name)) for name in offered}}
+               **{name: leafwise(set, getattr(set, name)) for name in offered}}
 
     def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
         drawn = smooth.draw(key, size, indices, at)
