@@ -9,7 +9,7 @@ import fallline as fl
 from fallline.core import registry, tree
 from fallline.core.errors import MissingOracle, NonFiniteError, WrongProblem
 from fallline.core.sets import Box
-from fallline.core.terms import SCAD
+from fallline.core.terms import SCAD, SquaredL2
 
 METHODS = [name for name in registry.names() if not registry.is_optimizer(name)]
 METHODS.append("train")
@@ -45,6 +45,9 @@ def problem_for(method, at=None):
     if "values" in method.needs:
         fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
         return fl.BlackBox(fun, x0, vectorized=True), (fun,)
+    if "convex-splitting" in method.kinds:
+        fun = Spoiled(lambda x: ((x**2 - 1) ** 2 / 4 - x**2).sum(), at)
+        return fl.Composite(fl.Smooth(fun, 0.6 * x0), SquaredL2(2.0), kind="convex-splitting"), (fun,)
     scale = torch.linspace(1, 2, 4, dtype=torch.float64)
     if "per_sample_gradients" in method.needs:
         data = torch.randn(40, 4, dtype=torch.float64, generator=fl.Key(1).generator())
