@@ -7,8 +7,8 @@ import torch
 import fallline as fl
 from fallline.core.errors import MissingOracle, NonFiniteError, WrongProblem
 from fallline.core.sets import Birkhoff, Box, L1Ball, L2Ball, NuclearBall, Simplex
-from fallline.solvers import AwayFrankWolfe, Backtracking, FrankWolfe, LineSearch, OpenLoop
-from fallline.solvers.segment_steps import Segment
+from fallline.solvers import AwayFrankWolfe, FrankWolfe
+from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, OpenLoopStep, Segment
 
 METHODS = [FrankWolfe(), FrankWolfe("backtracking"), FrankWolfe("line_search"), AwayFrankWolfe(), AwayFrankWolfe("line_search")]
 
@@ -63,7 +63,7 @@ def test_the_open_loop_discards_x0_and_leaves_the_domain():
     result = fl.solve(problem, FrankWolfe("open_loop"), fl.Budget(steps=5))
     assert result.status == "nonfinite" and "outside the domain of f" in result.message
     assert torch.equal(result.x, problem.x0)
-    moved = fl.solve(face(), FrankWolfe(OpenLoop()), fl.Budget(steps=1)).x
+    moved = fl.solve(face(), FrankWolfe(OpenLoopStep()), fl.Budget(steps=1)).x
     assert sorted(moved.tolist()) == [0, 0, 0, 0, 0, 1] and math.isfinite(float(face().value(moved)))
 
 
@@ -91,7 +91,7 @@ def test_a_backtracking_step_is_its_formula():
         if problem.value(x + gamma * d) <= problem.value(x) - gamma * gap + gamma**2 * L * float(d @ d) / 2:
             break
         L *= 2
-    result = fl.solve(problem, FrankWolfe(Backtracking(L=0.01)), fl.Budget(steps=1))
+    result = fl.solve(problem, FrankWolfe(BacktrackingStep(L=0.01)), fl.Budget(steps=1))
     torch.testing.assert_close(result.x, x + gamma * d)
     assert trials > 1 and gamma < 1 and result.counts["values"] == trials + 1
 
@@ -157,7 +157,7 @@ def test_golden_section_finds_the_minimum_inside_the_domain(end):
 
     zero = torch.zeros(1, dtype=torch.float64)
     segment = Segment(fl.Smooth(fun, zero), lambda g: zero + g, zero + 1, 0.09, -0.6)
-    gamma, value, *_ = LineSearch(tol=1e-6)(segment, 0, None)
+    gamma, value, *_ = LineSearchStep(tol=1e-6)(segment, 0, None)
     assert gamma == pytest.approx(0.3, abs=2e-6) and value == pytest.approx((gamma - 0.3) ** 2) and len(calls) < 60
 
 
@@ -232,9 +232,9 @@ def test_bad_input_is_refused_at_the_door():
         FrankWolfe(0.1)
     for bad in ({"L": 0.0}, {"decrease": 0.0}, {"increase": 1.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            Backtracking(**bad)
+            BacktrackingStep(**bad)
     with pytest.raises(ValueError, match="tol"):
-        LineSearch(tol=0.0)
+        LineSearchStep(tol=0.0)
 
 
 @pytest.mark.parametrize("set", [L1Ball(), L2Ball(dim=None), Simplex()], ids=repr)

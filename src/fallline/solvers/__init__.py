@@ -10,11 +10,11 @@ from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, 
 from fallline.solvers.momentum_splitting import MomentumSplitting
 from fallline.solvers.nonconvex_ag import NonconvexAcceleratedGradient
 from fallline.solvers.nonconvex_regression import NonconvexAG, RegularizationPath
-from fallline.solvers.segment_steps import Backtracking, LineSearch, Monotone, OpenLoop, StepSize
+from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, SegmentStep
 
 __all__ = [
-    "AwayFrankWolfe", "Backtracking", "BetaGD", "Clipped", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GraphLabels",
-    "GrowthExponent", "LazyCubicNewton", "LazyNewton", "LineSearch", "Model", "MomentumSplitting", "Monotone", "NonconvexAG",
-    "NonconvexAcceleratedGradient", "NormalizedSPIDER", "OpenLoop", "ProxLinear", "ProxPoint", "RegularizationPath", "StepSize",
+    "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "Clipped", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GraphLabels",
+    "GrowthExponent", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG",
+    "NonconvexAcceleratedGradient", "NormalizedSPIDER", "OpenLoopStep", "ProxLinear", "ProxPoint", "RegularizationPath", "SegmentStep",
     "StochasticModel", "Subgradient", "estimate_alpha", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
 ]

@@ -1,7 +1,7 @@
 """Frank-Wolfe: descent over a convex set by linear minimisation alone, for objectives that are infinite outside a domain of their own.
 
     v = argmin_{v ∈ C} ⟨∇f(x), v⟩,   gap = ⟨∇f(x), x − v⟩ ≥ f(x) − f*   (convex f)
-    x ← (1 − γ) x + γ v,   γ from a rule (``Monotone``: 2/(t + 2), or no step where that does not lower f or leaves its domain)
+    x ← (1 − γ) x + γ v,   γ from a rule (``MonotoneStep``: 2/(t + 2), or no step where that does not lower f or leaves its domain)
     away steps, with x = Σ c_i a_i:   a = argmax ⟨∇f(x), a_i⟩;   where ⟨∇f(x), a − x⟩ > gap:   x ← x + γ (x − a),   γ ≤ c_a / (1 − c_a)
 
 For generalised self-concordant f (log barriers, logistic and Poisson losses) f − f* and the gap fall like 1/t without a constant of f
@@ -28,10 +28,10 @@ from fallline.core.method import Method, Report, State
 from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.tree import Tree
-from fallline.solvers.segment_steps import Backtracking, LineSearch, Monotone, OpenLoop, Segment, StepSize
+from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, Segment, SegmentStep
 
-STEP_SIZES: dict[str, StepSize] = {
-    "monotone": Monotone(), "open_loop": OpenLoop(), "backtracking": Backtracking(), "line_search": LineSearch(),
+STEP_SIZES: dict[str, SegmentStep] = {
+    "monotone": MonotoneStep(), "open_loop": OpenLoopStep(), "backtracking": BacktrackingStep(), "line_search": LineSearchStep(),
 }
 LEAST_WEIGHT = 1e-15  # an atom of less is rounding, and is dropped
 
@@ -58,18 +58,18 @@ class FrankWolfeGap:
 class _FrankWolfe(Method):
     """What both methods share: the door, the gap and its certificate."""
 
-    step_size: str | StepSize = "monotone"
+    step_size: str | SegmentStep = "monotone"
 
     needs: ClassVar[tuple[str, ...]] = ("gradient", "linear_minimize")
     kinds: ClassVar[tuple[str, ...]] = ("constrained",)
 
     def __post_init__(self) -> None:
         if self.step_size not in STEP_SIZES if isinstance(self.step_size, str) else not callable(self.step_size):
-            raise ValueError(f"step_size must be one of {', '.join(map(repr, STEP_SIZES))}, or a rule such as Backtracking(L=1.0), "
+            raise ValueError(f"step_size must be one of {', '.join(map(repr, STEP_SIZES))}, or a rule such as BacktrackingStep(L=1.0), "
                              f"got {self.step_size!r}")
 
     @property
-    def _rule(self) -> StepSize:
+    def _rule(self) -> SegmentStep:
         return STEP_SIZES[self.step_size] if isinstance(self.step_size, str) else self.step_size
 
     def check(self, problem: Problem) -> None:
@@ -174,7 +174,7 @@ class AwayFrankWolfe(_FrankWolfe):
     On sets that are no polytopes, new vertices need never repeat, and k grows with the steps.
     """
 
-    step_size: str | StepSize = "backtracking"
+    step_size: str | SegmentStep = "backtracking"
 
     def init(self, problem: Problem, key: Key) -> State:
         state = self._begin(problem)

@@ -26,7 +26,7 @@ from fallline.core import tree
 from fallline.core.problem import Problem
 from fallline.core.tree import Tree
 
-__all__ = ["Backtracking", "LineSearch", "Monotone", "OpenLoop", "StepSize"]
+__all__ = ["BacktrackingStep", "LineSearchStep", "MonotoneStep", "OpenLoopStep", "SegmentStep"]
 
 MOST_DOUBLINGS = 100
 FIRST_PROBE = 1e-3  # the share of the segment over which the first L is measured
@@ -80,7 +80,7 @@ class Move(NamedTuple):
     failure: str = ""
 
 
-class StepSize(Protocol):
+class SegmentStep(Protocol):
     """A rule that chooses γ. What it learns over a run is one number, which it is handed back at the next step."""
 
     compares: ClassVar[bool]
@@ -92,7 +92,7 @@ class StepSize(Protocol):
 
 
 @dataclass(frozen=True)
-class OpenLoop:
+class OpenLoopStep:
     """γ = 2/(t + 2), whatever f is there. Evaluates nothing; the first step discards x."""
 
     compares: ClassVar[bool] = False
@@ -103,7 +103,7 @@ class OpenLoop:
 
 
 @dataclass(frozen=True)
-class Monotone:
+class MonotoneStep:
     """γ = 2/(t + 2) where f is finite and no larger there, else 0: one value a step, no constant of f."""
 
     compares: ClassVar[bool] = True
@@ -116,7 +116,7 @@ class Monotone:
 
 
 @dataclass(frozen=True)
-class Backtracking:
+class BacktrackingStep:
     """γ = min(γ_max, −φ'(0)/(L‖d‖²)), L decreased a little each step, then raised until f lies below the parabola that L gives.
 
     Parameters
@@ -173,7 +173,7 @@ class Backtracking:
 
 
 @dataclass(frozen=True)
-class LineSearch:
+class LineSearchStep:
     """γ = argmin φ by golden section, to a bracket of relative width ``tol``; φ convex. Some 30 to 60 values a step.
 
     Parameters
