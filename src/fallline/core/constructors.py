@@ -113,7 +113,7 @@ def Composite(smooth: Problem, term: Any, **options: Any) -> Problem:
             raise TypeError(f"term must have value(x) and prox(x, step); {type(term).__name__} has no {needed!r}")
     smooth.require("value", by="Composite")
     value = smooth._oracles["value"]
-    oracles = {"value": lambda x: value(x) + summed(term, x), "prox": _leafwise(term, term.prox)}
+    oracles = {"value": lambda x: value(x) + summed(term, x), "prox": leafwise(term, term.prox)}
     inherited = {"kind": "composite", "name": smooth.name, "differentiable": False, "children": {"smooth": smooth},
                  "parts": _samples_of(smooth)}
     return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": _draw_composite, "given": {"term": term}})
@@ -135,7 +135,16 @@ def summed(term: Any, x: Tree) -> Tensor:
     return torch.stack([term.value(leaf) for leaf in tree.leaves(x)]).sum()
 
 
-def _leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
+def contained(set: Any, x: Tree) -> bool:
+    """Whether nested variables lie in a set of one tensor, by its ``contains`` or else its ``project``; True if it has neither."""
+    inside = getattr(set, "contains", None)
+    if inside is None and hasattr(set, "project"):
+        inside = lambda leaf: bool(torch.allclose(set.project(leaf), leaf, atol=torch.finfo(leaf.dtype).eps ** (2 / 3)))
+    leaves = [tree.flatten(x)] if _is_joint(set) and not isinstance(x, Tensor) else tree.leaves(x)
+    return inside is None or all(inside(leaf) for leaf in leaves)
+
+
+def leafwise(term: Any, function: Callable[..., Tensor]) -> Callable[..., Tree]:
     """A map of one tensor to one of its shape (``prox``, ``project``, ``linear_minimize`` of ``term``), on nested variables."""
 
     def apply(x: Tree, *arguments: Any) -> Tree:
@@ -164,7 +173,8 @@ def Constrained(
     """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
 
     ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in
-    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained.
+    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained;
+    ``problem.set`` is the set, or None.
     """
     _problem(smooth, "smooth")
     if set is None and equality is None and inequality is None:
@@ -173,7 +183,7 @@ def Constrained(
     if set is not None and not offered:
         raise TypeError(f"set must have project(x) or linear_minimize(g), got {set!r}, a {type(set).__name__}")
     oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality),
-               **{name: _leafwise(set, getattr(set, name)) for name in offered}}
+               **{name: leafwise(set, getattr(set, name)) for name in offered}}
 
     def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
         drawn = smooth.draw(key, size, indices, at)
@@ -182,7 +192,7 @@ def Constrained(
 
     inherited = {"kind": "constrained", "name": smooth.name, "facts": smooth.facts, "differentiable": smooth._derives,
                  "samples": smooth.samples, "parts": _samples_of(smooth)}
-    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": sample})
+    return Problem(smooth.x0, oracles, **{**inherited, **options, "sampler": sample, "given": {"set": set}})
 
 
 def FiniteSum(

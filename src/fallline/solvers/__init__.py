@@ -1,17 +1,22 @@
 """You have an objective: smooth, composite, finite-sum, constrained. Newton's family, model-based and
-normalised descent.
+normalised descent, Frank-Wolfe, sparse regression, phase fields.
 
 ``solvers.descent`` has the parts that Newton-type methods are composed of.
 """
 
-from fallline.solvers import descent
 from fallline.solvers.accelerated_cubic import AcceleratedCubic
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
 from fallline.solvers.descent import Minimizer
+from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
 from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, NormalizedSPIDER, estimate_alpha
+from fallline.solvers.ginzburg_landau import GinzburgLandau, plot_phases
 from fallline.solvers.gradient_normalized import GradRegNewton, gns_radius
+from fallline.solvers.graph_ssl import GraphLabels, graph_ssl, neighbor_laplacian
 from fallline.solvers.lazy_newton import LazyCubicNewton, LazyNewton
 from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, StochasticModel, Subgradient, moreau_grad_norm
+from fallline.solvers.momentum_splitting import MomentumSplitting
+from fallline.solvers.nonconvex_ag import NonconvexAcceleratedGradient
+from fallline.solvers.nonconvex_regression import NonconvexAG, RegularizationPath
 from fallline.solvers.polynomial_preconditioning import (
     Constant,
     KrylovGD,
@@ -21,12 +26,15 @@ from fallline.solvers.polynomial_preconditioning import (
     PreconditionedGD,
     SymmetricPolyPrecond,
 )
+from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, SegmentStep
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
-    "AICN", "AcceleratedCubic", "AffineInvariantCubicSize", "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch",
-    "GradRegNewton", "GrowthExponent", "KrylovGD", "KrylovStep", "LazyCubicNewton", "LazyNewton", "Minimizer", "Model",
-    "NormalizedSPIDER", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RootNewton", "RootSize",
-    "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "descent", "estimate_alpha",
-    "gns_radius", "moreau_grad_norm",
+    "AICN", "AcceleratedCubic", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "Clipped", "Constant",
+    "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
+    "GrowthExponent", "KrylovGD", "KrylovStep", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "Minimizer", "Model",
+    "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedSPIDER", "OpenLoopStep",
+    "PolynomialStep", "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "RootNewton",
+    "RootSize", "SegmentStep", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
+    "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
 ]

@@ -36,7 +36,7 @@ SOURCES: Mapping[str, Curvature] = {"exact": Exact(), "fisher": Fisher(), "gauss
                                     "products": Products(power=1.0)}
 
 
-@register("grad-reg-newton")
+@register("gradient-regularized-newton")
 @dataclass(frozen=True)
 class GradRegNewton(Composed):
     """x⁺ = x − (H + (‖g‖_*/γ) B)⁻¹ g, the largest γ = 2γ₋, γ₋, γ₋/2, … for which f(x) − f(x⁺) ≥ ‖∇f(x⁺)‖_*² γ/(8‖g‖_*).

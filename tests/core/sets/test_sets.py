@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from fallline.core.sets import Box, L1Ball, L2Ball, LInfBall, NonNegative, NuclearBall, Set, Simplex
+from fallline.core.sets import Birkhoff, Box, L1Ball, L2Ball, LInfBall, NonNegative, NuclearBall, Set, Simplex
 
 BOUNDED = [
     Box(-0.5, 1.5),
@@ -187,3 +187,24 @@ def test_bad_arguments_are_named() -> None:
                 make(radius)
     with pytest.raises(ValueError, match="total must be"):
         Simplex(0.0)
+
+
+def test_a_vertex_of_the_birkhoff_polytope_is_the_cheapest_permutation() -> None:
+    g = draw(3, 4, 4)
+    s = Birkhoff().linear_minimize(g)
+    for cost, vertex in zip(g, s, strict=True):
+        totals = {order: sum(float(cost[i, j]) for i, j in enumerate(order)) for order in itertools.permutations(range(4))}
+        assert torch.equal(vertex, torch.eye(4, dtype=g.dtype)[list(min(totals, key=totals.__getitem__))])
+
+
+def test_the_birkhoff_polytope_knows_its_members_and_refuses_what_it_cannot_hold() -> None:
+    each = Birkhoff()
+    assert each.contains(torch.full((2, 5, 5), 0.2)) and each.contains(torch.eye(3))
+    assert not each.contains(torch.full((5, 5), 0.3)) and not each.contains(torch.tensor([[1.5, -0.5], [-0.5, 1.5]]))
+    assert not each.contains(torch.tensor([[0.9, 0.1], [0.5, 0.5]])) and not hasattr(each, "project")
+    with pytest.raises(ValueError, match=r"square matrices in the last two dimensions, got shape \(2, 3\)"):
+        each.linear_minimize(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="square"):
+        each.contains(torch.zeros(4))
+    with pytest.raises(ValueError, match="finite g"):
+        each.linear_minimize(torch.full((2, 2), math.nan))

@@ -200,3 +200,18 @@ def test_steps_beyond_weak_convexity_name_the_bound() -> None:
 def test_bad_arguments_are_named(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         make()
+
+
+@pytest.mark.parametrize("term", TERMS, ids=names)
+def test_a_term_is_the_sum_of_its_split(term: Term) -> None:
+    convex, concave = term.split()
+    assert convex.weak_convexity == 0
+    x = draw(3, 6, seed=4).requires_grad_()
+    # Away from kinks, f − r is q, and its gradient is what split says.
+    (gradient,) = torch.autograd.grad(term.value(x) - convex.value(x) + 0 * x.sum(), x)
+    torch.testing.assert_close(concave(x.detach()), gradient)
+    for seed in range(20):
+        u, v = draw(3, 6, seed=seed), draw(3, 6, seed=100 + seed)
+        change = concave(u) - concave(v)
+        assert float((change * (u - v)).sum()) <= 1e-12  # concave
+        assert float(change.norm()) <= term.weak_convexity * float((u - v).norm()) + 1e-12

@@ -2,7 +2,8 @@
 
     project(x) = argmin_{z in C} ‖z - x‖,   linear_minimize(g) ∈ argmin_{s in C} ⟨g, s⟩.
 
-A set is a term: the indicator (0 inside, ∞ outside), whose proximal map is the projection for every step.
+A set is a term: the indicator (0 inside, ∞ outside), whose proximal map is the projection for every step. A region is known by
+linear minimisation and membership alone: for methods without projections.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from fallline.core.terms.base import Term
 
-__all__ = ["Set"]
+__all__ = ["Region", "Set"]
 
 
-class Set(Term):
-    """A closed convex set of tensors. With a batch of vectors, the set is the product: each of them is in it."""
+class Region(abc.ABC):
+    """A closed convex set of tensors that can be minimised over. With a batch, the set is the product: each of them is in it."""
 
     def contains(self, x: Tensor, tol: float | None = None) -> bool:
         """Return whether no constraint is violated by more than ``tol``.
@@ -37,14 +38,6 @@ class Set(Term):
         # Written so that NaN is outside.
         return bool((self._violation(x) <= allowed * max(1.0, self._scale())).all())
 
-    def value(self, x: Tensor) -> Tensor:
-        """Return the indicator as a 0-d tensor: 0 if ``contains(x)``, else ∞."""
-        return x.new_full((), 0.0 if self.contains(x) else math.inf)
-
-    @abc.abstractmethod
-    def project(self, x: Tensor) -> Tensor:
-        """Return the nearest point of the set."""
-
     @abc.abstractmethod
     def linear_minimize(self, g: Tensor) -> Tensor:
         """Return a point of the set that minimises ⟨g, s⟩."""
@@ -55,6 +48,18 @@ class Set(Term):
 
     def _scale(self) -> float:
         return 1.0
+
+
+class Set(Region, Term):
+    """A closed convex set of tensors. With a batch of vectors, the set is the product: each of them is in it."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the indicator as a 0-d tensor: 0 if ``contains(x)``, else ∞."""
+        return x.new_full((), 0.0 if self.contains(x) else math.inf)
+
+    @abc.abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Return the nearest point of the set."""
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return self.project(x)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Scaled", "Term", "Zero"]
+from fallline.core.checks import check_count
+
+__all__ = ["Scaled", "SkipFirst", "Term", "Zero"]
 
 
 class Term(abc.ABC):
@@ -55,6 +58,18 @@ class Term(abc.ABC):
         if not isinstance(step, Tensor) and not step > 0:
             raise ValueError(f"step must be a finite number > 0 for a conjugate, got {step}")
         return x - step * self.prox(x / step, 1 / step)
+
+    def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """Return f = r + q as a convex term r and the gradient of a concave q, which is ``weak_convexity``-Lipschitz.
+
+        Raises
+        ------
+        ValueError
+            f is not convex, and no such q is known.
+        """
+        if self.weak_convexity > 0:
+            raise ValueError(f"{self!r} is not convex, and has no known split into a convex term and a smooth concave one")
+        return self, torch.zeros_like
 
     @abc.abstractmethod
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor: ...
@@ -104,11 +119,50 @@ class Scaled(Term):
         """Return c f(x)."""
         return self.factor * self.term.value(x)
 
+    def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """Return c times the split of f."""
+        convex, concave = self.term.split()
+        return Scaled(self.factor, convex), lambda x: self.factor * concave(x)
+
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return self.term.prox(x, self.factor * step)
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.term!r}"
+
+
+class SkipFirst(Term):
+    """f of all entries of a vector but the first ones, which are left alone: intercepts.
+
+    Parameters
+    ----------
+    term : Term
+    count : int
+        How many entries of the last dimension are left alone.
+    """
+
+    def __init__(self, term: Term, count: int = 1) -> None:
+        check_count("count", count, "without any, use the term itself")
+        self.term, self.count = term, count
+        self.weak_convexity = term.weak_convexity
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return f of the other entries."""
+        return self.term.value(x[..., self.count:])
+
+    def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """Return the split of f, likewise of the other entries."""
+        convex, concave = self.term.split()
+        return SkipFirst(convex, self.count), lambda x: self._joined(torch.zeros_like(x), concave(x[..., self.count:]))
+
+    def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
+        return self._joined(x, self.term.prox(x[..., self.count:], step))
+
+    def _joined(self, x: Tensor, others: Tensor) -> Tensor:
+        return torch.cat([x[..., : self.count], others], dim=-1)
+
+    def __repr__(self) -> str:
+        return f"SkipFirst({self.term!r}, {self.count})"
 
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:

@@ -11,17 +11,24 @@ SCAD, entry by entry, with a > 2:
     prox (t < a - 1): sign(x) max(|x| - tλ, 0) for |x| <= (1 + t)λ;
         ((a - 1)x - sign(x) t a λ) / (a - 1 - t) for |x| <= aλ;  then x
 
+Both are λ|x| + q(x) with a smooth concave q:
+
+    MCP: q' = -x/γ for |x| <= γλ, then -λ sign(x)
+    SCAD: q' = 0 for |x| <= λ;  (λ sign(x) - x) / (a - 1) for |x| <= aλ;  then -λ sign(x)
+
 Sources: C.-H. Zhang, Ann. Statist. 38 (2010) 894; J. Fan and R. Li, J. Amer. Statist. Assoc. 96 (2001) 1348.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fallline.core.terms.base import Term, check_weight, soft_threshold
+from fallline.core.terms.norms import L1
 
 __all__ = ["MCP", "SCAD"]
 
@@ -48,6 +55,10 @@ class MCP(Term):
         """Return the penalty summed over all entries."""
         size = x.abs().clamp(max=self.gamma * self.weight)
         return (self.weight * size - size * size / (2 * self.gamma)).sum()
+
+    def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """Return λ‖·‖₁ and q'."""
+        return L1(self.weight), lambda x: (-x / self.gamma).clamp(-self.weight, self.weight)
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         inner = soft_threshold(x, step * self.weight) / (1 - step / self.gamma)
@@ -80,6 +91,10 @@ class SCAD(Term):
         size, weight, a = x.abs().clamp(max=self.a * self.weight), self.weight, self.a
         bent = (2 * a * weight * size - size * size - weight**2) / (2 * (a - 1))
         return torch.where(size <= weight, weight * size, bent).sum()
+
+    def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
+        """Return λ‖·‖₁ and q'."""
+        return L1(self.weight), lambda x: (-soft_threshold(x, self.weight) / (self.a - 1)).clamp(-self.weight, self.weight)
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         size, weight, a = x.abs(), self.weight, self.a
