@@ -12,6 +12,8 @@ from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, Normaliz
 from fallline.solvers.ginzburg_landau import GinzburgLandau, plot_phases
 from fallline.solvers.gradient_normalized import GradRegNewton, gns_radius
 from fallline.solvers.graph_ssl import GraphLabels, graph_ssl, neighbor_laplacian
+from fallline.solvers.halfspace_tester import Accept, Reject, disagreement_bound, test_and_learn
+from fallline.solvers.large_steps import LargeStepGD, LogRegGD, NormalizedLargeStepGD, SeparationTime, separation_time
 from fallline.solvers.lazy_newton import LazyCubicNewton, LazyNewton
 from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, StochasticModel, Subgradient, moreau_grad_norm
 from fallline.solvers.momentum_splitting import MomentumSplitting
@@ -30,11 +32,13 @@ from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, Mon
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
-    "AICN", "AcceleratedCubic", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "Clipped", "Constant",
-    "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
-    "GrowthExponent", "KrylovGD", "KrylovStep", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "Minimizer", "Model",
-    "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedSPIDER", "OpenLoopStep",
-    "PolynomialStep", "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "RootNewton",
-    "RootSize", "SegmentStep", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
-    "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
+    "AICN", "AcceleratedCubic", "Accept", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "Clipped",
+    "Constant", "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
+    "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "LogRegGD",
+    "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient",
+    "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD",
+    "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize", "SegmentStep", "SeparationTime",
+    "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "disagreement_bound",
+    "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases", "separation_time",
+    "test_and_learn",
 ]
