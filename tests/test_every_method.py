@@ -134,7 +134,7 @@ def test_a_count_budget_overshoots_by_less_than_a_step(name):
     result = run(method, problem, budget=fl.Budget(**{count: 30}), callback=lambda m: uses.append(m.counts[count]))
     largest = max(b - a for a, b in zip([0, *uses], [*uses, result.counts[count]], strict=True))
     assert result.counts[count] < 30 + largest + (uses[0] == 0)
-    assert result.status == "converged" or result.status == "budget" and result.counts[count] >= 30
+    assert result.status == "converged" or (result.status == "budget" and result.counts[count] >= 30)
 
 
 @pytest.mark.parametrize("every", [1, 5])
