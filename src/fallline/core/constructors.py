@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fallline.core import autodiff, tree
 from fallline.core.black_box import checked_bounds, number, row_values
+from fallline.core.constraints import equality_oracles
 from fallline.core.keys import Key
 from fallline.core.problem import Problem
 from fallline.core.samples import batch_indices, data_tuple
@@ -168,13 +169,16 @@ def Constrained(
     *,
     equality: Callable[[Tree], Tensor] | None = None,
     inequality: Callable[[Tree], Tensor] | None = None,
+    equality_jacobian: Callable[[Tree], Tensor] | None = None,
+    equality_hessian: Callable[[Tree, Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Problem:
     """min f(x) over a set, and/or subject to ``equality(x) = 0`` and ``inequality(x) ≤ 0``.
 
-    ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in
-    ``Composite``; the constraint functions return 1-D tensors. ``draw`` and ``parts`` are those of ``smooth``, constrained;
-    ``problem.set`` is the set, or None.
+    ``set`` has ``project(x)`` or ``linear_minimize(g)`` (or both), and acts on nested variables as terms do in ``Composite``; the
+    constraint functions return 1-D tensors. Derivatives of the equalities over the flattened variables, ``equality_jacobian(x)``
+    (m, n) and ``equality_hessian(x, λ)`` = Σ λ_i ∇²c_i (n, n), come from autograd where not given. ``draw`` and ``parts`` are those
+    of ``smooth``, constrained; ``problem.set`` is the set, or None.
     """
     _problem(smooth, "smooth")
     if set is None and equality is None and inequality is None:
@@ -182,13 +186,16 @@ def Constrained(
     offered = [name for name in ("project", "linear_minimize") if hasattr(set, name)]
     if set is not None and not offered:
         raise TypeError(f"set must have project(x) or linear_minimize(g), got {set!r}, a {type(set).__name__}")
-    oracles = {**smooth._oracles, **_given(equality=equality, inequality=inequality),
-               **{name: leafwise(set, getattr(set, name)) for name in offered}}
+    given = _given(equality=equality, inequality=inequality, equality_jacobian=equality_jacobian, equality_hessian=equality_hessian)
+    if equality is not None:
+        given |= equality_oracles(equality, equality_jacobian, equality_hessian)
+    oracles = {**smooth._oracles, **given, **{name: leafwise(set, getattr(set, name)) for name in offered}}
 
     def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
         drawn = smooth.draw(key, size, indices, at)
-        return problem if drawn is smooth else Constrained(drawn, set, equality=equality, inequality=inequality, name=problem.name,
-                                                           facts=problem.facts)
+        return problem if drawn is smooth else Constrained(
+            drawn, set, equality=equality, inequality=inequality, equality_jacobian=equality_jacobian,
+            equality_hessian=equality_hessian, name=problem.name, facts=problem.facts)
 
     inherited = {"kind": "constrained", "name": smooth.name, "facts": smooth.facts, "differentiable": smooth._derives,
                  "samples": smooth.samples, "parts": _samples_of(smooth)}

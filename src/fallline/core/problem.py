@@ -31,6 +31,8 @@ REMEDIES = {
     "prox": "build the problem with Composite(smooth, term)",
     "project": "build the problem with Constrained(smooth, set)",
     "linear_minimize": "build the problem with Constrained(smooth, set)",
+    "equality": "build the problem with Constrained(smooth, equality=...)",
+    "inequality": "build the problem with Constrained(smooth, inequality=...)",
     "values": "build the problem with BlackBox(fun, x0)",
     "matvec": "build the problem with LinearSystem(A, b)",
     "rmatvec": "build the problem with LinearSystem(A, b, adjoint=...), or from a matrix",

@@ -29,16 +29,17 @@ from fallline.solvers.polynomial_preconditioning import (
     SymmetricPolyPrecond,
 )
 from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, SegmentStep
+from fallline.solvers.sketched_sqp import AdaSketchNewton
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
-    "AICN", "AcceleratedCubic", "Accept", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "Clipped",
-    "Constant", "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
-    "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "LogRegGD",
-    "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient",
-    "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD",
-    "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize", "SegmentStep", "SeparationTime",
-    "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "disagreement_bound",
-    "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases", "separation_time",
-    "test_and_learn",
+    "AICN", "AcceleratedCubic", "Accept", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep",
+    "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau",
+    "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton",
+    "LineSearchStep", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG",
+    "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
+    "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize",
+    "SegmentStep", "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
+    "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
+    "separation_time", "test_and_learn",
 ]
