@@ -83,6 +83,20 @@ def test_names_are_suggested():
         problems.make("digit-mlp")
     with pytest.raises(ValueError, match="BEALE"):
         problems.cutest("BEAL")
+    with pytest.raises(ValueError, match="bounds or inequalities"):
+        problems.cutest("HS21")
+
+
+def test_equality_constrained_problems_of_the_collection_have_their_derivatives():
+    for name in ("HS42", "BT11", "HS28"):
+        problem = problems.cutest(name)(0)
+        assert problem.kind == "constrained" and name in problems.CUTEST_EQUALITY
+        x, lam = problem.x0 + 0.1, torch.linspace(-1, 2, len(problem.equality(problem.x0)), dtype=torch.float64)
+        step = 1e-6 * torch.eye(len(x), dtype=torch.float64)
+        G = torch.stack([(problem.equality(x + e) - problem.equality(x - e)) / 2e-6 for e in step], 1)
+        torch.testing.assert_close(problem.equality_jacobian(x), G, rtol=1e-6, atol=1e-6)
+        H = torch.stack([(problem.equality_jacobian(x + e).T @ lam - problem.equality_jacobian(x - e).T @ lam) / 2e-6 for e in step], 1)
+        torch.testing.assert_close(problem.equality_hessian(x, lam), H, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [lambda: problems.least_squares(condition=0.5), lambda: problems.rosenbrock(d=1)])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fallline.core.errors import UnknownName
 from fallline.core.problem import Problem
 from fallline.problems.convex import least_squares, logistic, logistic_l1
-from fallline.problems.cutest import CUTEST, cutest
+from fallline.problems.cutest import CUTEST, CUTEST_EQUALITY, cutest
 from fallline.problems.diagonal import diagonal_linear_net
 from fallline.problems.harvey import harvey_function
 from fallline.problems.images import digits_cnn, digits_mlp, mnist1d
@@ -20,9 +20,9 @@ from fallline.problems.text import byte_lm, tiny_lm
 from fallline.problems.weakly_convex import absolute_regression, blind_deconvolution, robust_phase_retrieval
 
 __all__ = [
-    "CUTEST", "absolute_regression", "blind_deconvolution", "byte_lm", "cutest", "diagonal_linear_net", "digits_cnn", "digits_mlp",
-    "harvey_function", "least_squares", "logistic", "logistic_l1", "make", "makers", "matrix_sensing", "mnist1d", "names",
-    "robust_phase_retrieval", "rosenbrock", "tiny_lm",
+    "CUTEST", "CUTEST_EQUALITY", "absolute_regression", "blind_deconvolution", "byte_lm", "cutest", "diagonal_linear_net",
+    "digits_cnn", "digits_mlp", "harvey_function", "least_squares", "logistic", "logistic_l1", "make", "makers", "matrix_sensing",
+    "mnist1d", "names", "robust_phase_retrieval", "rosenbrock", "tiny_lm",
 ]
 
 
