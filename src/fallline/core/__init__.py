@@ -22,6 +22,7 @@ from fallline.core.errors import (
     UnknownName,
     WrongProblem,
 )
+from fallline.core.fixed_point import FixedPoint
 from fallline.core.keys import Key
 from fallline.core.method import AskTell, Fitted, Method, Report, Train
 from fallline.core.minimize import minimize
@@ -33,7 +34,7 @@ from fallline.core.space import Choice, Integers, LogUniform, Uniform
 
 __all__ = [
     "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
-    "FalllineError", "FiniteSum", "Fitted", "Integers", "Key", "LinearSystem", "LogUniform", "Method", "MissingOracle",
+    "FalllineError", "FiniteSum", "Fitted", "FixedPoint", "Integers", "Key", "LinearSystem", "LogUniform", "Method", "MissingOracle",
     "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Report", "Result", "Saddle", "Smooth", "Train",
     "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]
