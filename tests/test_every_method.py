@@ -40,6 +40,9 @@ def problem_for(method, at=None):
         upper = Spoiled(lambda x, y: ((y - target) ** 2).sum() + 0.1 * (x**2).sum(), at)
         lower = Spoiled(lambda x, y: 0.5 * ((y - x) ** 2).sum())
         return fl.Bilevel(upper, lower, x0, x0.clone()), (upper, lower)
+    if "map" in method.needs:
+        shrink = Spoiled(lambda x: torch.full_like(x[0], 0.9), at)
+        return fl.FixedPoint(lambda x: target + shrink(x) * (x - target), x0), (shrink,)
     if "values" in method.needs:
         fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
         return fl.BlackBox(fun, x0, vectorized=True), (fun,)
@@ -99,7 +102,7 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
     method = make(name)
     problem, functions = problem_for(method)
     result = run(method, problem)
-    asked = sum(result.counts.get(c, 0) for c in ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients"))
+    asked = sum(result.counts.get(c, 0) for c in ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients", "maps"))
     assert asked == sum(f.calls for f in functions) > 0
     state = method.init(problem, fl.Key(0))
     before = dict(problem.counts)
@@ -111,7 +114,7 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
 def test_a_count_budget_overshoots_by_less_than_a_step(name):
     method = make(name)
     problem, _ = problem_for(method)
-    count = "values" if "values" in method.needs else "gradients"
+    count = "values" if "values" in method.needs else "maps" if "map" in method.needs else "gradients"
     uses = []
     result = run(method, problem, budget=fl.Budget(**{count: 30}), callback=lambda m: uses.append(m.counts[count]))
     largest = max(b - a for a, b in zip([0, *uses], [*uses, result.counts[count]], strict=True))
@@ -138,7 +141,7 @@ def test_it_makes_progress_at_its_defaults(name):
     problem, _ = problem_for(method)
     start = problem.observe(problem.x0)
     end = problem.observe(run(method, problem, budget=fl.Budget(steps=60)).x)
-    figure = "upper" if "upper" in start else "value"
+    figure = next(name for name in ("upper", "residual_norm", "value") if name in start)
     assert end[figure] < start[figure]
 
 

@@ -1,7 +1,7 @@
-"""You have Ax = b, a root or a fixed point: functions of matrices.
+"""You have Ax = b, a root or a fixed point: iterations of a map, functions of matrices.
 
-All take batches, work on every device, and compute half precisions in float32. Which method is accurate and fast for which
-matrices is measured in `docs/matrix-functions.md`.
+Functions of matrices take batches, work on every device, and compute half precisions in float32. Which method is accurate and fast
+for which matrices is measured in `docs/matrix-functions.md`.
 """
 
 from fallline.core.linalg import (
@@ -15,8 +15,9 @@ from fallline.core.linalg import (
     solve_lyapunov,
     sqrtm,
 )
+from fallline.equations.fixed_points import Displacement, Halpern, Picard
 
 __all__ = [
-    "bjorck", "cholesky_orthonormalize", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz", "orthonormalize",
-    "solve_lyapunov", "sqrtm",
+    "Displacement", "Halpern", "Picard", "bjorck", "cholesky_orthonormalize", "inv_sqrtm", "inverse_pth_root", "inverse_root",
+    "newton_schulz", "orthonormalize", "solve_lyapunov", "sqrtm",
 ]
