@@ -16,8 +16,11 @@ from fallline.core.linalg import (
     sqrtm,
 )
 from fallline.equations.fixed_points import Displacement, Halpern, Picard
+from fallline.equations.parallel_networks import gumbel_argmax, parallel_layers, parallel_rnn, parallel_sample
+from fallline.equations.parallel_solve import parallel_solve
 
 __all__ = [
-    "Displacement", "Halpern", "Picard", "bjorck", "cholesky_orthonormalize", "inv_sqrtm", "inverse_pth_root", "inverse_root",
-    "newton_schulz", "orthonormalize", "solve_lyapunov", "sqrtm",
+    "Displacement", "Halpern", "Picard", "bjorck", "cholesky_orthonormalize", "gumbel_argmax", "inv_sqrtm", "inverse_pth_root",
+    "inverse_root", "newton_schulz", "orthonormalize", "parallel_layers", "parallel_rnn", "parallel_sample", "parallel_solve",
+    "solve_lyapunov", "sqrtm",
 ]
