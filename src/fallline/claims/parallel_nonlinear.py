@@ -80,8 +80,9 @@ def sampling(scale: Scale, seed: int) -> Evidence:
     if scale is Scale.FULL:
         figures += transformer(seed)
     return Evidence(figures, notes=[
-        "256 binary variables from a masked network of 256 tanh units with Gaussian weights of deviation 0.5/16, 2/16 and 8/16; "
-        "20 networks and draws of uniform numbers each. Rounds are evaluations after another. Full: sampling from a causal transformer as well."])
+        "256 binary variables from a masked network of 256 tanh units with Gaussian weights of deviation 0.5/16, 2/16 and 8/16; 20 "
+        "networks, each with a draw of uniform numbers. Rounds are evaluations after another. Full: sampling from a causal "
+        "transformer as well."])
 
 
 def transformer(seed: int) -> list[Figure]:
