@@ -170,7 +170,7 @@ def test_a_gamma_that_is_no_contraction_is_an_error(gamma):
 
 def test_bad_input():
     A, b = contraction()
-    with pytest.raises(ValueError, match="must be less than 1, got 1.8"):
+    with pytest.raises(ValueError, match=r"must be less than 1, got 1\.8"):
         fixed_point_layer(2 * A, b, 0.9)
     assert fixed_point_layer(A.detach().T, b, 0.9).shape == (7,)  # its columns sum to 1 at most
     for steep in (nn.functional.gelu, nn.functional.silu, lambda x: 1.01 * x):
