@@ -100,6 +100,29 @@ def test_a_feasible_program_with_a_far_solution_is_never_called_infeasible(metho
     assert result.status == "budget"
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("c", "A", "b", "kind"), [
+    ([1.0], [[1.0]], [-1.0], "primal infeasible"),
+    ([1.0, 1.0], [[1.0, 1.0], [0.0, 0.0]], [1.0, 1.0], "primal infeasible"),  # 0 = 1
+    ([1.0, 1.0], [[1.0, 1.0], [1.0, 1.0]], [1.0, 2.0], "primal infeasible"),  # contradictory equations
+    ([1.0, 1.0], [[1.0, 1.0], [1.0, 1.0]], [1.0, 1.02], "primal infeasible"),  # nearly not
+    ([-1.0, -1.0], [[1.0, -1.0]], [0.0], "dual infeasible"),
+    ([-1.0, -1.0, 0.0], [[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]], [0.0, -1.0], "primal infeasible"),  # both are
+])
+def test_small_programs_without_a_solution(c, A, b, kind, dtype, method):
+    c, A, b = (torch.tensor(part, dtype=dtype) for part in (c, A, b))
+    for matrix in (A, A.to_sparse_csr()):
+        result = fl.solve(LinearProgram(c, matrix, b), method, fl.Budget(steps=10_000), tol=1e-4, every=8)
+        assert result.status == "failed" and result.certificate.kind == kind and kind in repr(result.certificate)
+
+
+def test_redundant_equations_are_not_called_inconsistent():
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    result = fl.solve(LinearProgram(torch.tensor([1.0, 2.0]).double(), ones, ones[0]), Picard(), fl.Budget(steps=1_000), tol=1e-6)
+    assert result.success and result.x[0].tolist() == pytest.approx([1, 0], abs=1e-5)
+
+
 def test_badly_scaled_columns_are_not_called_infeasible():
     A = torch.tensor([[1e-8, 1.0]], dtype=torch.float64)
     problem = LinearProgram(torch.tensor([0.0, 1.0]).double(), A, torch.tensor([1.0]).double())
@@ -129,6 +152,8 @@ def test_bad_input():
         LinearProgram(c, [[1.0]], b)
     with pytest.raises(ValueError, match="b must be finite"):
         LinearProgram(c, A, b * float("nan"))
+    with pytest.raises(ValueError, match="of one dtype and on one device"):
+        LinearProgram(c.float(), A, b)
     with pytest.raises(ValueError, match="an entry that is not zero"):
         LinearProgram(c, 0 * A, b)
     with pytest.raises(ValueError, match="x0 and y0 must have 14 and 8 entries"):

@@ -89,18 +89,22 @@ def LinearProgram(c: Tensor, A: Tensor, b: Tensor, x0: Tensor | None = None, y0:
 
     Notes
     -----
-    An inconsistent or unbounded program ends a run as "failed", with a ``Farkas`` certificate that holds to a relative ε^(2/3) of the
-    dtype (4e-11 in float64, 2e-5 in float32). The estimate of v itself is rarely that accurate. What it shows to be zero is made zero
-    by a projection, and what comes out is checked from scratch; that takes the place of waiting for the estimate to settle.
+    An inconsistent or unbounded program ends a run as "failed", with a ``Farkas`` certificate whose violation is at most ε^(2/3) of
+    its margin (4e-11 in float64, 2e-5 in float32): a feasible point would have Σ_ij |A_ij| x_j ≥ ε^(−2/3) |b|ᵀ|y|. The estimate of v
+    itself is rarely that accurate. What it shows to be zero is made zero by a projection, and what comes out is checked from scratch;
+    that takes the place of waiting for the estimate to settle.
     """
     for name, tensor, ndim in (("c", c, 1), ("A", A, 2), ("b", b, 1)):
         if not isinstance(tensor, Tensor) or tensor.ndim != ndim or not tensor.is_floating_point():
             raise ValueError(f"{name} must be a real tensor of {ndim} dimension{'s' * (ndim > 1)}, got {_described(tensor)}")
-        if not bool(torch.isfinite(tensor.coalesce().values() if tensor.is_sparse else tensor).all()):
+        if not bool(torch.isfinite(tensor if tensor.layout is torch.strided else tensor.to_sparse_coo().coalesce().values()).all()):
             raise ValueError(f"{name} must be finite, got NaN or infinite entries in it")
+    kinds = {(tensor.dtype, tensor.device) for tensor in (c, A, b)}
+    if len(kinds) > 1:
+        raise ValueError(f"c, A and b must be of one dtype and on one device, got {', '.join(f'{d} on {where}' for d, where in kinds)}")
     if A.shape != (len(b), len(c)):
         raise ValueError(f"A must be {len(b)} by {len(c)} to fit b and c, got shape {tuple(A.shape)}")
-    program = _Program(c, A, b)
+    program = _Program(c, A if A.layout is torch.strided else A.to_sparse_coo().coalesce(), b)
     start = (torch.zeros_like(c) if x0 is None else x0, torch.zeros_like(b) if y0 is None else y0)
     if [len(part) for part in start] != [len(c), len(b)]:
         raise ValueError(f"x0 and y0 must have {len(c)} and {len(b)} entries, got {[len(part) for part in start]}")
@@ -186,7 +190,7 @@ class _Program:
         if not (size > 0 and total > 0):
             return None
         violation, margin = max(0.0, float(violations.max())) / size, -float(objective @ vector) / total
-        return Farkas(kind, vector / size, violation, margin) if violation <= self.small and margin > self.small**0.5 else None
+        return Farkas(kind, vector / size, violation, margin) if margin > self.small and violation <= self.small * margin else None
 
 
 def _sums(magnitudes: Tensor, dim: int) -> Tensor:
