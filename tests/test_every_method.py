@@ -43,6 +43,9 @@ def problem_for(method, at=None):
         upper = Spoiled(lambda x, y: ((y - target) ** 2).sum() + 0.1 * (x**2).sum(), at)
         lower = Spoiled(lambda x, y: 0.5 * ((y - x) ** 2).sum())
         return fl.Bilevel(upper, lower, x0, x0.clone()), (upper, lower)
+    if "map" in method.needs:
+        shrink = Spoiled(lambda x: torch.full_like(x[0], 0.9), at)
+        return fl.FixedPoint(lambda x: target + shrink(x) * (x - target), x0), (shrink,)
     if "values" in method.needs:
         fun = Spoiled(lambda points: ((points - target) ** 2).sum(-1), at)
         return fl.BlackBox(fun, x0, vectorized=True), (fun,)
@@ -117,7 +120,7 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
     method = make(name)
     problem, functions = problem_for(method)
     result = run(method, problem)
-    of_functions = ("values", "gradients", "jvps", "hessians", "per_sample_gradients")
+    of_functions = ("values", "gradients", "jvps", "hessians", "per_sample_gradients", "maps")
     asked = sum(result.counts.get(c, 0) for c in (("matvecs",) if "linear_model" in method.needs else of_functions))
     # A product with the Hessian evaluates, but for those that share the graph of a gradient, which is counted.
     assert 0 < asked <= sum(f.calls for f in functions) <= asked + result.counts.get("hvps", 0)
@@ -131,7 +134,7 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
 def test_a_count_budget_overshoots_by_less_than_a_step(name):
     method = make(name)
     problem, _ = problem_for(method)
-    count = "values" if "values" in method.needs else "gradients"
+    count = "values" if "values" in method.needs else "maps" if "map" in method.needs else "gradients"
     uses = []
     result = run(method, problem, budget=fl.Budget(**{count: 30}), callback=lambda m: uses.append(m.counts[count]))
     largest = max(b - a for a, b in zip([0, *uses], [*uses, result.counts[count]], strict=True))
@@ -163,7 +166,7 @@ def test_it_makes_progress_at_its_defaults(name):
     problem, _ = problem_for(method)
     start = problem.observe(problem.x0)
     end = problem.observe(run(method, problem, budget=fl.Budget(steps=60)).x)
-    figure = "upper" if "upper" in start else "value"
+    figure = next(name for name in ("upper", "residual_norm", "value") if name in start)
     assert end[figure] < start[figure]
 
 

@@ -21,6 +21,7 @@ METHODS = {
     "function": ("lazy-cubic-newton", "gap", "hessians"),
     "finite-sum": ("sgd", "value", "samples"),
     "linear-system": ("{file}:Descent", "residual_norm", "matvecs"),
+    "fixed-point": ("halpern", "residual_norm", "maps"),
     "bilevel": ("f2sa", "upper", "gradients"),
     "game": ("{file}:Extragradient", "residual_norm", "gradients"),
     "black-box": ("blackbox", "gap", "values"),

@@ -22,7 +22,9 @@ def _folder() -> resources.abc.Traversable:
 
 def new_problem(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("my_problem.py"),
-    kind: Annotated[str, typer.Option(help="training, function, finite-sum, linear-system, bilevel, game or black-box.")] = "training",
+    kind: Annotated[
+        str, typer.Option(help="training, function, finite-sum, linear-system, fixed-point, bilevel, game or black-box.")
+    ] = "training",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a problem file that runs as it is, for you to change: `fallline compare my_problem.py` takes it."""

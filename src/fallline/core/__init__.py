@@ -2,26 +2,11 @@
 
 from fallline.core.budget import Budget
 from fallline.core.composite_loss import CompositeLoss
-from fallline.core.constructors import (
-    Bilevel,
-    BlackBox,
-    Composite,
-    Constrained,
-    FiniteSum,
-    LinearSystem,
-    Saddle,
-    Smooth,
-)
+from fallline.core.constructors import Bilevel, BlackBox, Composite, Constrained, FiniteSum, LinearSystem, Saddle, Smooth
 from fallline.core.counts import Counts
 from fallline.core.driver import Moment, solve
-from fallline.core.errors import (
-    CheckpointError,
-    FalllineError,
-    MissingOracle,
-    NonFiniteError,
-    UnknownName,
-    WrongProblem,
-)
+from fallline.core.errors import CheckpointError, FalllineError, MissingOracle, NonFiniteError, UnknownName, WrongProblem
+from fallline.core.fixed_point import FixedPoint
 from fallline.core.keys import Key
 from fallline.core.least_squares import LeastSquares
 from fallline.core.linear_model import LinearModel
@@ -35,7 +20,7 @@ from fallline.core.space import Choice, Integers, LogUniform, Uniform
 
 __all__ = [
     "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
-    "FalllineError", "FiniteSum", "Fitted", "Integers", "Key", "LeastSquares", "LinearModel", "LinearSystem", "LogUniform", "Method",
-    "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Report", "Result", "Saddle", "Smooth",
-    "Train", "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
+    "FalllineError", "FiniteSum", "Fitted", "FixedPoint", "Integers", "Key", "LeastSquares", "LinearModel", "LinearSystem",
+    "LogUniform", "Method", "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Report", "Result",
+    "Saddle", "Smooth", "Train", "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]

@@ -11,7 +11,7 @@
 ``BlackBox``        min f(x), values only
 ==================  =================================================================================
 
-``Training`` (a network and data) is in ``objective``.
+``Training`` (a network and data) is in ``objective``, ``FixedPoint`` (x = T(x)) in ``fixed_point``.
 """
 
 from __future__ import annotations

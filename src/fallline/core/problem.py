@@ -38,6 +38,7 @@ REMEDIES = {
     "rmatvec": "build the problem with LinearSystem(A, b, adjoint=...), or from a matrix",
     "residual": "build the problem with LinearSystem(A, b)",
     "operator": "build the problem with Saddle(fun, x0, y0)",
+    "map": "build the problem with FixedPoint(T, x0)",
     "upper": "build the problem with Bilevel(upper, lower, x0, y0)",
     "lower": "build the problem with Bilevel(upper, lower, x0, y0)",
     "linearization": "build the problem with LeastSquares(residuals, x0), or CompositeLoss(outer, inner, data, x0)",
@@ -54,7 +55,7 @@ class Problem:
     """Variables, oracles, facts and data of one objective.
 
     Usually made by a constructor: ``Smooth``, ``Composite``, ``Constrained``, ``FiniteSum``, ``LinearSystem``, ``Bilevel``,
-    ``Saddle``, ``BlackBox``, ``Training``.
+    ``Saddle``, ``BlackBox``, ``FixedPoint``, ``Training``.
 
     Parameters
     ----------
@@ -276,6 +277,10 @@ class Problem:
     def operator(self, z: Tree) -> Tree:
         """Return the game's operator ``(∂_x f, −∂_y f)`` at ``z``."""
         return self._ask("operator", "gradients", z)
+
+    def map(self, x: Tree) -> Tree:
+        """Return ``T(x)`` of a fixed-point problem."""
+        return self._ask("map", "maps", x)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return ``A v``."""

@@ -1,7 +1,8 @@
-"""You have Ax = b, a root or a fixed point: functions of matrices.
+"""You have Ax = b, a root or a fixed point: iterations of a map, equations solved in parallel, layers that are fixed points, functions
+of matrices.
 
-All take batches, work on every device, and compute half precisions in float32. Which method is accurate and fast for which
-matrices is measured in `docs/matrix-functions.md`.
+Functions of matrices take batches, work on every device, and compute half precisions in float32. Which method is accurate and fast
+for which matrices is measured in `docs/matrix-functions.md`.
 """
 
 from fallline.core.linalg import (
@@ -15,8 +16,13 @@ from fallline.core.linalg import (
     solve_lyapunov,
     sqrtm,
 )
+from fallline.equations.fixed_points import Displacement, Halpern, Picard
+from fallline.equations.graph_solver import CGS, batch_graphs, fixed_point_layer
+from fallline.equations.parallel_networks import gumbel_argmax, parallel_layers, parallel_rnn, parallel_sample
+from fallline.equations.parallel_solve import parallel_solve
 
 __all__ = [
-    "bjorck", "cholesky_orthonormalize", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz", "orthonormalize",
-    "solve_lyapunov", "sqrtm",
+    "CGS", "Displacement", "Halpern", "Picard", "batch_graphs", "bjorck", "cholesky_orthonormalize", "fixed_point_layer",
+    "gumbel_argmax", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz", "orthonormalize", "parallel_layers",
+    "parallel_rnn", "parallel_sample", "parallel_solve", "solve_lyapunov", "sqrtm",
 ]

@@ -7,6 +7,7 @@ normalised descent, Frank-Wolfe, sparse regression, phase fields.
 from fallline.solvers.accelerated_cubic import AcceleratedCubic
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
 from fallline.solvers.descent import Minimizer
+from fallline.solvers.feasibility import Feasibility, Separation
 from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
 from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, NormalizedSPIDER, estimate_alpha
 from fallline.solvers.ginzburg_landau import GinzburgLandau, plot_phases
@@ -15,6 +16,7 @@ from fallline.solvers.graph_ssl import GraphLabels, graph_ssl, neighbor_laplacia
 from fallline.solvers.halfspace_tester import Accept, Reject, disagreement_bound, test_and_learn
 from fallline.solvers.large_steps import LargeStepGD, LogRegGD, NormalizedLargeStepGD, SeparationTime, separation_time
 from fallline.solvers.lazy_newton import LazyCubicNewton, LazyNewton
+from fallline.solvers.linear_program import Farkas, LinearProgram
 from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, StochasticModel, Subgradient, moreau_grad_norm
 from fallline.solvers.momentum_splitting import MomentumSplitting
 from fallline.solvers.nonconvex_ag import NonconvexAcceleratedGradient
@@ -34,12 +36,12 @@ from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
     "AICN", "AcceleratedCubic", "Accept", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep",
-    "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau",
-    "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton",
-    "LineSearchStep", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG",
-    "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
+    "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch", "Farkas", "Feasibility", "FrankWolfe", "FrankWolfeGap",
+    "GinzburgLandau", "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton",
+    "LazyNewton", "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep",
+    "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
     "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize",
-    "SegmentStep", "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
-    "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
-    "separation_time", "test_and_learn",
+    "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG",
+    "TrustRegionNewton", "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm",
+    "neighbor_laplacian", "plot_phases", "separation_time", "test_and_learn",
 ]

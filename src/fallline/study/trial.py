@@ -34,7 +34,7 @@ from fallline.study.sources import StudyError
 Status = Literal["finished", "divergent", "error", "pruned"]
 METRICS = ("loss", "gap", "residual_norm", "upper", "value")
 ORACLES = ("values", "gradients", "hvps", "jvps", "hessians", "per_sample_gradients", "prox", "projections",
-           "linear_minimizations", "matvecs")
+           "linear_minimizations", "matvecs", "maps")
 COUNTED = (*ORACLES, "samples", "bytes", "messages")
 WARM_UP_STEPS = 2
 _warmed: set[tuple[str, str, str]] = set()
