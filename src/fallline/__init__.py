@@ -15,7 +15,7 @@ _HOMES = {
     "Budget": "core.budget", "Key": "core.keys", "Objective": "core.objective", "Training": "core.objective",
     "Smooth": "core.constructors", "Composite": "core.constructors", "Constrained": "core.constructors",
     "CompositeLoss": "core.composite_loss", "FiniteSum": "core.constructors", "LinearModel": "core.linear_model",
-    "LinearSystem": "core.constructors", "Bilevel": "core.constructors",
+    "Quadratic": "core.quadratic", "LinearSystem": "core.constructors", "Bilevel": "core.constructors",
     "Saddle": "core.constructors", "BlackBox": "core.constructors", "Problem": "core.problem",
     "Method": "core.method", "AskTell": "core.method", "Train": "core.method", "Fitted": "core.method",
     "Report": "core.method", "Result": "core.result", "solve": "core.driver", "minimize": "core.minimize",

@@ -28,6 +28,7 @@ from fallline.core.method import AskTell, Fitted, Method, Report, Train
 from fallline.core.minimize import minimize
 from fallline.core.objective import ModelProblem, Objective, Training
 from fallline.core.problem import Problem
+from fallline.core.quadratic import Quadratic
 from fallline.core.registry import register
 from fallline.core.result import Result
 from fallline.core.space import Choice, Integers, LogUniform, Uniform
@@ -35,6 +36,6 @@ from fallline.core.space import Choice, Integers, LogUniform, Uniform
 __all__ = [
     "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
     "FalllineError", "FiniteSum", "Fitted", "Integers", "Key", "LinearModel", "LinearSystem", "LogUniform", "Method", "MissingOracle",
-    "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Report", "Result", "Saddle", "Smooth", "Train",
+    "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train",
     "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]

@@ -14,6 +14,7 @@ Hessian is asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fallline.core.keys import Key
+from fallline.core.operators.columns import DenseColumns, SparseColumns, columns_of
 from fallline.core.operators.linear import LinearOperator
 from fallline.core.problem import Problem
 from fallline.core.samples import batch_indices
@@ -89,6 +91,11 @@ class LinearParts:
     weights: Tensor
     loss: PointLoss
     ridge: float
+
+    @functools.cached_property
+    def columns(self) -> DenseColumns | SparseColumns:
+        """A by columns, for methods that move few variables at a time: a copy, made when first asked for."""
+        return columns_of(self.A)
 
     def column_curvatures(self) -> Tensor:
         """Return bounds on the second derivative along each coordinate, shape (d,): Σ_i w_i sup ℓ'' a_ij² + ridge."""
