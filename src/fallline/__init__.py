@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "core.budget", "Key": "core.keys", "Objective": "core.objective", "Training": "core.objective",
     "Smooth": "core.constructors", "Composite": "core.constructors", "Constrained": "core.constructors",
-    "CompositeLoss": "core.composite_loss", "FiniteSum": "core.constructors", "LinearModel": "core.linear_model",
+    "CompositeLoss": "core.composite_loss", "FiniteSum": "core.constructors", "Fractional": "core.fractional",
+    "LinearModel": "core.linear_model",
     "Quadratic": "core.quadratic", "LinearSystem": "core.constructors", "Bilevel": "core.constructors",
     "Saddle": "core.constructors", "BlackBox": "core.constructors", "Problem": "core.problem",
     "Method": "core.method", "AskTell": "core.method", "Train": "core.method", "Fitted": "core.method",

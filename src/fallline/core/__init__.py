@@ -22,6 +22,7 @@ from fallline.core.errors import (
     UnknownName,
     WrongProblem,
 )
+from fallline.core.fractional import Fractional
 from fallline.core.keys import Key
 from fallline.core.linear_model import LinearModel
 from fallline.core.method import AskTell, Fitted, Method, Report, Train
@@ -35,7 +36,7 @@ from fallline.core.space import Choice, Integers, LogUniform, Uniform
 
 __all__ = [
     "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
-    "FalllineError", "FiniteSum", "Fitted", "Integers", "Key", "LinearModel", "LinearSystem", "LogUniform", "Method", "MissingOracle",
-    "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train",
+    "FalllineError", "FiniteSum", "Fitted", "Fractional", "Integers", "Key", "LinearModel", "LinearSystem", "LogUniform", "Method",
+    "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train",
     "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]

@@ -286,7 +286,7 @@ class BlockCD(Method):
         rule, scheme, partition, x = self._rule, self._scheme, plan.partition, state["x"]
         if partition is not None:
             if not isinstance(rule, GaussSouthwell):
-                number = rule.block(partition, state["t"], state["key"])
+                number = rule.block(len(partition), state["t"], state["key"])
             elif state["tree"] is not None:
                 number = tournament.largest(state["tree"])
             else:

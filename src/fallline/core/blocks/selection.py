@@ -31,9 +31,9 @@ class Cyclic:
 
     greedy = False
 
-    def block(self, partition: Partition, t: int, key: Key) -> int:
-        """Return the number of the block of step t."""
-        return t % len(partition)
+    def block(self, count: int, t: int, key: Key) -> int:
+        """Return which of ``count`` blocks step t moves."""
+        return t % count
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Random:
 
     greedy = False
 
-    def block(self, partition: Partition, t: int, key: Key) -> int:
-        """Return the number of the block of step t."""
-        return key.fold("block", t).integer() % len(partition)
+    def block(self, count: int, t: int, key: Key) -> int:
+        """Return which of ``count`` blocks step t moves."""
+        return key.fold("block", t).integer() % count
 
     def variables(self, size: int, count: int, t: int, key: Key) -> list[int]:
         """Return ``count`` different variables of ``size``."""
