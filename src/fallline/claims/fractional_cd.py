@@ -20,7 +20,7 @@ PAPER = Paper(
     room="solvers",
     methods=("solvers.FractionalCD",),
     headline="coordinate-wise stationary points, a condition stronger than directional and critical ones for a convex g; for a "
-    "concave g every critical point is global; the best objectives on its real data beside proximal subgradient and Dinkelbach-type methods",
+    "concave g every critical point is global; the best objectives on its data beside proximal subgradient and Dinkelbach-type methods",
 )
 
 
@@ -64,7 +64,7 @@ def lower_values(scale: Scale, seed: int) -> Evidence:
             recorded("ratio of values, FCD / PCD", others),
         ],
         notes=[f"G Gaussian, {m} × {n}, one Gaussian start a seed for all; coordinate descent to moves below 1e-9 in a sweep or "
-               f"{sweeps} sweeps, gradient steps until they move no coordinate by 1e-12. A value counts as lower from a relative 1e-9 on."],
+               f"{sweeps} sweeps, gradient steps until they move no coordinate by 1e-12. A value is lower from a relative 1e-9 on."],
     )
 
 

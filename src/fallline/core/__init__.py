@@ -37,6 +37,6 @@ from fallline.core.space import Choice, Integers, LogUniform, Uniform
 __all__ = [
     "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
     "FalllineError", "FiniteSum", "Fitted", "Fractional", "Integers", "Key", "LinearModel", "LinearSystem", "LogUniform", "Method",
-    "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train",
-    "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
+    "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle",
+    "Smooth", "Train", "Training", "Uniform", "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]

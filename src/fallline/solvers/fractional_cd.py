@@ -154,8 +154,8 @@ class FractionalCD(Method):
     Notes
     -----
     Solves ``Fractional`` problems whose f is a ``Quadratic`` or a ``LinearModel`` with a loss of bounded curvature, and whose term h,
-    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``. For a convex g it ends in coordinate-wise stationary points, a condition
-    stronger than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a column's nonzeros
+    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``. For a convex g it ends in coordinate-wise stationary points, which is
+    more than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a column's nonzeros
     and a value of f. G x is kept and made afresh every 100 sweeps. The gap is the largest |η| of the last whole sweep; 1e-9 is the
     paper's tolerance. Reports failure where the numerator becomes negative or g does not stay positive. Best on the CPU in float64.
     """
