@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fallline as fl
-from fallline.core.blocks import SELECTIONS, Fixed, GaussSouthwell, NewtonUpdate, Variable, grid_combs
+from fallline.core.blocks import SELECTIONS, Fixed, GaussSouthwell, NewtonUpdate, Variable, grid_combs, plan
 from fallline.core.errors import MissingOracle, WrongProblem
 from fallline.core.sets import Box, Simplex
 from fallline.core.terms import L1, MCP, GroupL2
@@ -92,13 +92,13 @@ def test_random_blocks_are_uniform_and_replay():
 
 
 @pytest.mark.parametrize("update", ["gradient", "newton", "exact"])
-@pytest.mark.parametrize("select", ["cyclic", "gsl", "gsd"])
-def test_any_smooth_problem_in_any_nesting(select, update):
+@pytest.mark.parametrize("blocks, select", [(3, "cyclic"), (3, "gsl"), (3, "gsd"), (Variable(3), "gsd"), (Variable(3), "gs")])
+def test_any_smooth_problem_in_any_nesting(blocks, select, update):
     scale = torch.linspace(1, 3, 7, dtype=torch.float64)
     start = {"a": torch.ones(2, 2, dtype=torch.float64), "b": torch.full((3,), 2.0, dtype=torch.float64)}
     flat = lambda x: torch.cat([x["a"].reshape(-1), x["b"]])
     problem = fl.Smooth(lambda x: torch.log(torch.cosh(scale * flat(x)) + 1).sum() + x["a"].sum() ** 2, start)
-    result = run(problem, BlockCD(3, select, update), 1_000, tol=1e-9)
+    result = run(problem, BlockCD(blocks, select, update), 1_000, tol=1e-9)
     assert result.success and result.x["a"].shape == (2, 2)
     assert max(float(problem.gradient(result.x)[name].abs().max()) for name in "ab") < 1e-8
 
@@ -151,7 +151,7 @@ def test_message_passing_with_the_bound_of_a_sparse_linear_model():
 def test_a_tournament_chooses_the_same_blocks(measure, monkeypatch):
     problem = lattice(7, True)
     whole = run(problem, BlockCD(3, measure, "matrix"), 60)
-    monkeypatch.setattr(block_coordinate, "TOURNAMENT", 1)
+    monkeypatch.setattr(plan, "TOURNAMENT", 1)
     state = BlockCD(3, measure, "matrix").init(problem, fl.Key())
     assert state["tree"] is not None
     torch.testing.assert_close(run(problem, BlockCD(3, measure, "matrix"), 60).x, whole.x, rtol=1e-12, atol=1e-12)

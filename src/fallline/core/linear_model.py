@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -103,6 +105,19 @@ class LinearParts:
     def columns(self) -> DenseColumns | SparseColumns:
         """A by columns, for methods that move few variables at a time: a copy, made when first asked for."""
         return columns_of(self.A)
+
+    @functools.cached_property
+    def bound_columns(self) -> DenseColumns | SparseColumns:
+        """sup ℓ'' Aᵀ diag(w) A + ridge I by columns, a bound on the Hessian; sparse where A is, and then made on the CPU."""
+        weights, (n, d) = self.loss.largest_curvature * self.weights, self.A.shape
+        if self.A.layout is torch.strided:
+            gram = self.A.mT @ (weights[:, None] * self.A)
+            return columns_of(gram + self.ridge * torch.eye(d, dtype=gram.dtype, device=gram.device))
+        entries = self.A.to_sparse_coo().coalesce().cpu()
+        rows = scipy.sparse.csr_array((entries.values().numpy(), tuple(entries.indices().numpy())), shape=(n, d))
+        bound = scipy.sparse.coo_array(rows.T @ (weights.cpu().numpy()[:, None] * rows) + self.ridge * scipy.sparse.eye_array(d))
+        places, values = torch.as_tensor(np.stack(bound.coords)), torch.as_tensor(bound.data)
+        return columns_of(torch.sparse_coo_tensor(places, values, (d, d)).to(self.A.device))
 
     def column_curvatures(self) -> Tensor:
         """Return bounds on the second derivative along each coordinate, shape (d,): Σ_i w_i sup ℓ'' a_ij² + ridge."""

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,40 +34,30 @@ from fallline.core.blocks import (
     ExactUpdate,
     Fixed,
     Forests,
-    GaussSouthwell,
-    LinearBlocks,
-    MessagePassing,
     NewtonUpdate,
-    Partition,
+    Plan,
     QuadraticBlocks,
     Random,
     Selection,
+    Sight,
     SmoothBlocks,
     Update,
     Variable,
     VariableForest,
     block_model,
-    block_norm,
-    greedy_forest,
-    neighbours,
     prox_gradient,
-    pseudo_inverse,
-    quadratic_forms,
-    separable_decrease,
     slopes,
     tournament,
 )
 from fallline.core.errors import MissingOracle, WrongProblem
 from fallline.core.keys import Key
 from fallline.core.method import Method, Report, State
-from fallline.core.operators.columns import SparseColumns
 from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.space import Choice, Range
 from fallline.core.terms import Term
 
 REFRESH = 1_000  # steps, or blocks where those are more, after which rounding is cleared from what is kept
-TOURNAMENT = 50_000  # blocks from which a tournament over the changed scores beats a look at all of them
 
 
 @dataclass(frozen=True)
@@ -86,17 +76,6 @@ class ActiveSet:
 
     def __repr__(self) -> str:
         return f"ActiveSet({int(self.active.sum()):,} of {len(self.active):,} variables held, the same since step {self.since:,})"
-
-
-@dataclass
-class _Plan:
-    """What a run makes of a problem once: nothing in it changes, and all of it can be made again."""
-
-    partition: Partition | None
-    graph: list[list[int]] | None = None
-    weights: Tensor | None = None
-    """D_i of the greedy measure."""
-    made: dict[tuple[str, int], Any] = field(default_factory=dict)
 
 
 @register("block-cd")
@@ -203,132 +182,64 @@ class BlockCD(Method):
             x = term.prox(x, 0.0)  # into the domain
         kept = model.start(x)
         bounds = model.coordinate_bounds().clamp(min=torch.finfo(x.dtype).tiny) if model.bounded else torch.ones_like(x)
-        plan = self._plan(problem, model, x, bounds)
+        plan = self._plan(model, bounds, term)
         state: State = {"x": x, "kept": kept, "L": bounds, "plan": plan, "t": 0, "key": key, "work": 0.0, "failure": "",
                         "gradient": None, "gap": None, "active": torch.zeros_like(x, dtype=torch.bool),
                         "since": torch.zeros((), dtype=torch.int64, device=x.device), "tree": None}
         self._look(problem, model, state)
-        if self._by_tournament(model, plan):
-            state["tree"] = tournament.tournament(self._scores(plan, state, term))
+        if plan.many:
+            state["tree"] = tournament.tournament(plan.scores(Sight(x, self._gradient(model, state), bounds, term)))
         return state
 
-    def _plan(self, problem: Problem, model: BlockModel, x: Tensor, bounds: Tensor) -> _Plan:
-        scheme, n = self._scheme, len(x)
-        if isinstance(scheme, VariableForest):
-            return _Plan(None, graph=neighbours(model.bound_columns(), n), weights=bounds)
-        if isinstance(scheme, Variable):
-            return _Plan(None, weights=min(scheme.size, n) * bounds)
-        partition = scheme.partition(model, n, x.device)
-        if isinstance(model, LinearBlocks) and model.bounded and problem.kind != "composite":
-            dead = bounds <= torch.finfo(x.dtype).tiny
-            partition = partition.without(dead) if bool(dead.any()) and not bool(dead.all()) else partition
-        plan = _Plan(partition)
-        rule = self._rule
-        if isinstance(rule, GaussSouthwell) and model.bounded:
-            if rule.measure == "gsq":
-                plan.made["inverses", -1] = _inverses(model, partition)
-            elif rule.measure == "gsl":
-                norms = torch.stack([block_norm(_still(model, partition[k])) for k in range(len(partition))])
-                plan.weights = norms[partition.member]
-            else:
-                plan.weights = partition.lengths[partition.member] * bounds
-        if isinstance(self._move, MessagePassing):
-            columns = model.bound_columns()
-            plan.made.update({("columns", k): columns for k in range(len(partition))})
-        return plan
-
-    def _by_tournament(self, model: BlockModel, plan: _Plan) -> bool:
-        return (plan.partition is not None and len(plan.partition) >= TOURNAMENT and getattr(self._rule, "measure", "gsq") != "gsq"
-                and isinstance(model, QuadraticBlocks) and isinstance(model.columns, SparseColumns))
+    def _plan(self, model: BlockModel, bounds: Tensor, term: Term | None) -> Plan:
+        return Plan.of(self._scheme, self._rule, model, bounds, term)
 
     # ---------------------------------------------------------------- step
 
     def step(self, problem: Problem, state: State) -> State:
-        model, term, plan, t = block_model(problem), _term(problem), state["plan"], state["t"]
-        number, block = self._chosen(state, plan, term)
-        gradient = state["gradient"][block] if self._rule.greedy else model.partial(state["x"], state["kept"], block)
+        model, term, plan, t, x = block_model(problem), _term(problem), state["plan"], state["t"] + 1, state["x"]
+        greedy, sight = self._rule.greedy, Sight(x, self._gradient(model, state), state["L"], term)
+        number, block = plan.choose(sight, state["active"], state["tree"], t - 1, state["key"])
+        partial = sight.gradient[block] if greedy else model.partial(x, state["kept"], block)
         restricted = None if term is None else term.restricted(block)
-        move = BlockStep(model, state["x"], state["kept"], block, gradient, state["L"], restricted, number, plan.made)
-        failure = self._move(move)
+        failure = self._move(BlockStep(model, x, state["kept"], block, partial, state["L"], restricted, number, plan.made))
         if failure:
             return {**state, "failure": failure}
-        state = {**state, "t": t + 1}
-        size = len(state["x"])
-        blocks = len(plan.partition) if plan.partition is not None else -(-size // max(1, len(block)))
-        if not model.counted and (t + 1) % max(REFRESH, blocks) == 0:
-            state["kept"] = model.start(state["x"])
-            _spent(problem, model, state, 1.0)
-        if self._rule.greedy or model.follows or (t + 1) % blocks == 0:
-            self._look(problem, model, state)
+        state = {**state, "t": t}
         problem.counts.add("coordinates", len(block))
-        if model.follows or not self._rule.greedy:
-            _spent(problem, model, state, len(block) / size)
+        if model.follows or not greedy:
+            _spent(problem, model, state, len(block) / len(x))
+        blocks = len(plan.partition) if plan.partition is not None else -(-len(x) // max(1, len(block)))
+        if not model.counted and t % max(REFRESH, blocks) == 0:
+            state["kept"] = model.start(x)
+            _spent(problem, model, state, 1.0)
+        if (greedy and state["tree"] is None) or model.counted or t % blocks == 0:
+            self._look(problem, model, state)
         if state["tree"] is not None:
             assert isinstance(model, QuadraticBlocks) and plan.partition is not None
             numbers = plan.partition.member[model.columns.triplets(block)[0]].unique()
-            tournament.replace(state["tree"], numbers, self._scores(plan, state, term, numbers))
+            sight = Sight(x, self._gradient(model, state), state["L"], term)
+            tournament.replace(state["tree"], numbers, plan.scores(sight, numbers))
         return state
 
+    @staticmethod
+    def _gradient(model: BlockModel, state: State) -> Tensor:
+        """The last whole gradient seen: that of the point, where the model or a greedy rule keeps it up to date."""
+        gradient: Tensor = model.gradient(state["x"], state["kept"]) if model.follows else state["gradient"]
+        return gradient
+
     def _look(self, problem: Problem, model: BlockModel, state: State) -> None:
-        """Take the whole gradient, and what follows from it."""
+        """Take the whole gradient, and see which variables the term holds."""
+        term, x, L = _term(problem), state["x"], state["L"]
         if not model.follows:
             _spent(problem, model, state, 1.0)
-        gradient, term, x, L = model.gradient(state["x"], state["kept"]), _term(problem), state["x"], state["L"]
-        state["gradient"] = gradient
-        state["gap"] = torch.linalg.vector_norm(prox_gradient(term, x, gradient, L))
+            state["gradient"] = model.gradient(x, state["kept"])
+            if not self._rule.greedy:
+                state["gap"] = _gap(term, x, state["gradient"], L)
         if term is not None:
-            active = slopes(term, x - gradient / L, 1 / L)[1] == 0
+            active = slopes(term, x - self._gradient(model, state) / L, 1 / L)[1] == 0
             state["since"] = torch.where((active != state["active"]).any(), state["t"], state["since"])
             state["active"] = active
-
-    def _chosen(self, state: State, plan: _Plan, term: Term | None) -> tuple[int | None, Tensor]:
-        """The number of the block, where it has one, and its variables."""
-        rule, scheme, partition, x = self._rule, self._scheme, plan.partition, state["x"]
-        if partition is not None:
-            if not isinstance(rule, GaussSouthwell):
-                number = rule.block(len(partition), state["t"], state["key"])
-            elif state["tree"] is not None:
-                number = tournament.largest(state["tree"])
-            else:
-                number = int(self._scores(plan, state, term).argmax())
-            return number, partition[number]
-        if isinstance(rule, Random):
-            assert isinstance(scheme, Variable)
-            return None, torch.tensor(rule.variables(len(x), min(scheme.size, len(x)), state["t"], state["key"]), device=x.device)
-        shares = separable_decrease(term, x, state["gradient"], self._weights(plan, state, term))
-        if term is not None:
-            # Of variables with nothing to gain alone, those that the term does not hold come first: they are solved together.
-            shares = torch.where(state["active"], shares, shares.clamp(min=torch.finfo(shares.dtype).tiny))
-        if isinstance(scheme, Variable):
-            return None, shares.topk(min(scheme.size, len(x))).indices
-        assert plan.graph is not None
-        grown = greedy_forest(plan.graph, shares.argsort(descending=True).tolist())
-        return None, torch.tensor(grown, device=x.device)
-
-    def _weights(self, plan: _Plan, state: State, term: Term | None) -> Tensor:
-        """The D_i of the measure."""
-        L, measure = state["L"], getattr(self._rule, "measure", "")
-        if measure == "gs":
-            return torch.ones_like(L) if term is None else L.amax().expand_as(L)
-        if plan.weights is not None and measure != "gs":
-            return plan.weights
-        partition = plan.partition
-        assert partition is not None  # only estimates, of a partition, change
-        if measure == "gsl":
-            return L.new_zeros(len(partition)).index_reduce_(0, partition.member, L, "amax")[partition.member]
-        return partition.lengths[partition.member] * L
-
-    def _scores(self, plan: _Plan, state: State, term: Term | None, numbers: Tensor | None = None) -> Tensor:
-        """The measure of every block, or of these blocks at the cost of these."""
-        partition, x, g = plan.partition, state["x"], state["gradient"]
-        assert partition is not None
-        if ("inverses", -1) in plan.made:
-            return quadratic_forms(partition, plan.made["inverses", -1], g)
-        weights = self._weights(plan, state, term)
-        if numbers is None:
-            return partition.sums(separable_decrease(term, x, g, weights))
-        return partition.some_sums(
-            lambda i: separable_decrease(None if term is None else term.restricted(i), x[i], g[i], weights[i]), numbers)
 
     # ---------------------------------------------------------------- report, checkpoints
 
@@ -337,7 +248,9 @@ class BlockCD(Method):
         value = model.value(x, state["kept"]) + (0 if term is None else term.value(x))
         solution = tree.unflatten(x.clone(), problem.x0)
         certificate = None if term is None else ActiveSet(state["active"].clone(), int(state["since"]))
-        report = Report(solution, value=value, gap=state["gap"], certificate=certificate)
+        current = model.follows or self._rule.greedy
+        gap = _gap(term, x, self._gradient(model, state), state["L"]) if current else state["gap"]
+        report = Report(solution, value=value, gap=gap, certificate=certificate)
         if state["failure"]:
             report.status, report.message = "failed", state["failure"]
         return report
@@ -349,30 +262,15 @@ class BlockCD(Method):
         return {name: value for name, value in state.items() if name != "plan"}
 
     def unpack(self, problem: Problem, key: Key, packed: State) -> State:
-        return {**packed, "plan": self._plan(problem, block_model(problem), packed["x"], packed["L"])}
+        return {**packed, "plan": self._plan(block_model(problem), packed["L"], _term(problem))}
 
 
 def _term(problem: Problem) -> Term | None:
     return problem.term if problem.kind == "composite" else None
 
 
-def _still(model: BlockModel, block: Tensor) -> BlockStep:
-    """A block of which only the bound is asked."""
-    return BlockStep(model, block, {}, block, block, block)
-
-
-def _inverses(model: BlockModel, partition: Partition) -> Tensor:
-    """H_b⁻¹ of every block, padded by zeros to the largest."""
-    found = [pseudo_inverse(model.bound(partition[k])) for k in range(len(partition))]
-    width = int(partition.lengths.max())
-    first = next((each for each in found if each is not None), None)
-    if first is None or any(each is None for each in found):
-        raise ValueError("select='gsq' needs bounds on the Hessian that are positive semidefinite, and that of a block is not")
-    padded = first.new_zeros(len(found), width, width)
-    for k, each in enumerate(found):
-        assert each is not None
-        padded[k, :len(each), :len(each)] = each
-    return padded
+def _gap(term: Term | None, x: Tensor, gradient: Tensor, L: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(prox_gradient(term, x, gradient, L))
 
 
 def _spent(problem: Problem, model: BlockModel, state: State, share: float) -> None:

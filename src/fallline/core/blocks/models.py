@@ -16,15 +16,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.errors import MissingOracle
 from fallline.core.linear_model import LinearParts
-from fallline.core.operators.columns import DenseColumns, Rows, SparseColumns, columns_of, diagonal_block
+from fallline.core.operators.columns import DenseColumns, Rows, SparseColumns, diagonal_block
 from fallline.core.problem import Problem
 from fallline.core.quadratic import QuadraticParts
 
@@ -164,17 +162,7 @@ class LinearBlocks(BlockModel):
         """Return the columns of sup ℓ'' Aᵀ diag(w) A + ridge I."""
         if not self.bounded:
             return super().bound_columns()
-        parts, A = self.parts, self.parts.A
-        weights = parts.loss.largest_curvature * parts.weights
-        if A.layout is torch.strided:
-            return columns_of(self._gram(A, weights))
-        row, column = A.to_sparse_coo().coalesce().indices().cpu().numpy()
-        values = A.to_sparse_coo().coalesce().values().cpu().numpy()
-        rows = scipy.sparse.csr_array((values, (row, column)), shape=tuple(A.shape))
-        gram = scipy.sparse.coo_array(rows.T @ (weights.cpu().numpy()[:, None] * rows)
-                                      + parts.ridge * scipy.sparse.eye_array(A.shape[1]))
-        places, entries = torch.as_tensor(np.stack(gram.coords)), torch.as_tensor(gram.data)
-        return columns_of(torch.sparse_coo_tensor(places, entries, gram.shape).to(A.device))
+        return self.parts.bound_columns
 
 
 class QuadraticBlocks(BlockModel):

@@ -98,9 +98,9 @@ class Update(Protocol):
     def __call__(self, step: BlockStep) -> str: ...
 
 
-def block_norm(step: BlockStep) -> Tensor:
+def block_norm(model: BlockModel, block: Tensor) -> Tensor:
     """Return L_b = ‖H_b‖, the largest eigenvalue of the bound, made a positive number."""
-    bound = step.model.bound(step.block)
+    bound = model.bound(block)
     largest = bound[0, 0] if len(bound) == 1 else torch.linalg.eigvalsh(bound)[-1]
     return largest.clamp(min=torch.finfo(bound.dtype).tiny)
 
@@ -116,7 +116,7 @@ class GradientUpdate:
         """Move the block."""
         if not step.model.bounded:
             return self._doubled(step)
-        step.move(self._direction(step, step.once("norm", lambda: block_norm(step))))
+        step.move(self._direction(step, step.once("norm", lambda: block_norm(step.model, step.block))))
         return ""
 
     @staticmethod
@@ -253,7 +253,7 @@ class MessagePassing:
 
     def __call__(self, step: BlockStep) -> str:
         """Move the block."""
-        factors = step.once("factors", lambda: Elimination.of(step.once("columns", step.model.bound_columns), step.block))
+        factors = step.once("factors", lambda: Elimination.of(step.model.bound_columns(), step.block))
         if factors is None:
             return _indefinite(step)
         step.move(-factors.solve(step.gradient))
