@@ -11,6 +11,7 @@ from fallline.core.linear_model import LOSSES
 LOSS = {
     "squared": lambda z, y: 0.5 * (z - y) ** 2,
     "logistic": lambda z, y: torch.log1p(torch.exp(-y * z)),
+    "sigmoid": lambda z, y: 1 / (1 + torch.exp(y * z)),
     "log": lambda z, y: -torch.log(z),
     "kl": lambda z, y: z - y * torch.log(z),
 }
@@ -19,10 +20,10 @@ LOSS = {
 def data(loss, n=30, d=6):
     generator = torch.Generator().manual_seed(0)
     A = torch.rand(n, d, dtype=torch.float64, generator=generator)
-    if loss in ("squared", "logistic"):
+    if loss in ("squared", "logistic", "sigmoid"):
         A = A - 0.5
     y = torch.rand(n, dtype=torch.float64, generator=generator)
-    y = 2 * (y > 0.5).double() - 1 if loss == "logistic" else y
+    y = 2 * (y > 0.5).double() - 1 if loss in ("logistic", "sigmoid") else y
     return A, y, torch.linspace(0.2, 1, d, dtype=torch.float64)
 
 

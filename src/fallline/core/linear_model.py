@@ -5,6 +5,7 @@
 
     "squared"     ½ (z − y)²                          ℓ'' = 1
     "logistic"    log(1 + exp(−y z)),  y = ±1         ℓ'' ≤ 1/4
+    "sigmoid"     1 / (1 + exp(y z)),  y = ±1         ℓ'' ≤ √3/18, not convex: a smooth count of errors
     "log"         −log z               on z > 0       (portfolios: y is not looked at)
     "kl"          z − y log z,  y ≥ 0  on z > 0       (Poisson likelihood, Kullback-Leibler divergence)
 
@@ -14,16 +15,20 @@ Hessian is asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from fallline.core.keys import Key
+from fallline.core.operators.columns import DenseColumns, SparseColumns, columns_of
 from fallline.core.operators.linear import LinearOperator
 from fallline.core.operators.spectra import top_eigenvalues
 from fallline.core.problem import Problem
@@ -57,6 +62,10 @@ def _logistic_curvature(z: Tensor, y: Tensor) -> Tensor:
     return p * torch.sigmoid(-z)  # not p (1 − p), which is 0 from z = 37 on
 
 
+def _sigmoid_curvature(z: Tensor, y: Tensor) -> Tensor:
+    return torch.tanh(y * z / 2) * _logistic_curvature(z, y)
+
+
 def _inside(z: Tensor, value: Tensor) -> Tensor:
     return torch.where(z > 0, value, math.inf)
 
@@ -64,6 +73,8 @@ def _inside(z: Tensor, value: Tensor) -> Tensor:
 LOSSES = {loss.name: loss for loss in (
     PointLoss("squared", lambda z, y: (z - y) ** 2 / 2, lambda z, y: z - y, lambda z, y: torch.ones_like(z), 1.0),
     PointLoss("logistic", lambda z, y: softplus(-y * z), lambda z, y: -y * torch.sigmoid(-y * z), _logistic_curvature, 0.25),
+    PointLoss("sigmoid", lambda z, y: torch.sigmoid(-y * z), lambda z, y: -y * _logistic_curvature(z, y), _sigmoid_curvature,
+              3**0.5 / 18),
     PointLoss("log", lambda z, y: _inside(z, -z.log()), lambda z, y: -1 / z, lambda z, y: z**-2, math.inf),
     PointLoss("kl", lambda z, y: _inside(z, z - torch.xlogy(y, z)), lambda z, y: 1 - y / z, lambda z, y: y / z**2, math.inf),
 )}
@@ -90,6 +101,24 @@ class LinearParts:
     weights: Tensor
     loss: PointLoss
     ridge: float
+
+    @functools.cached_property
+    def columns(self) -> DenseColumns | SparseColumns:
+        """A by columns, for methods that move few variables at a time: a copy, made when first asked for."""
+        return columns_of(self.A)
+
+    @functools.cached_property
+    def bound_columns(self) -> DenseColumns | SparseColumns:
+        """sup ℓ'' Aᵀ diag(w) A + ridge I by columns, a bound on the Hessian; sparse where A is, and then made on the CPU."""
+        weights, (n, d) = self.loss.largest_curvature * self.weights, self.A.shape
+        if self.A.layout is torch.strided:
+            gram = self.A.mT @ (weights[:, None] * self.A)
+            return columns_of(gram + self.ridge * torch.eye(d, dtype=gram.dtype, device=gram.device))
+        entries = self.A.to_sparse_coo().coalesce().cpu()
+        rows = scipy.sparse.csr_array((entries.values().numpy(), tuple(entries.indices().numpy())), shape=(n, d))
+        bound = scipy.sparse.coo_array(rows.T @ (weights.cpu().numpy()[:, None] * rows) + self.ridge * scipy.sparse.eye_array(d))
+        places, values = torch.as_tensor(np.stack(bound.coords)), torch.as_tensor(bound.data)
+        return columns_of(torch.sparse_coo_tensor(places, values, (d, d)).to(self.A.device))
 
     def column_curvatures(self) -> Tensor:
         """Return bounds on the second derivative along each coordinate, shape (d,): Σ_i w_i sup ℓ'' a_ij² + ridge."""
@@ -121,8 +150,8 @@ def LinearModel(A: Tensor, targets: Tensor | None = None, loss: str = "squared",
     A : Tensor (n, d)
         Rows are data points; dense, or sparse in any layout, of which two copies by rows are kept.
     targets : Tensor (n,), optional
-        y: numbers, ±1 for "logistic", not negative for "kl"; not needed for "log".
-    loss : {"squared", "logistic", "log", "kl"}, default "squared"
+        y: numbers, ±1 for "logistic" and "sigmoid", not negative for "kl"; not needed for "log".
+    loss : {"squared", "logistic", "sigmoid", "log", "kl"}, default "squared"
     ridge : float, default 0
         The penalty added once, not per row.
     weights : Tensor (n,), optional
@@ -181,8 +210,8 @@ def _targets(A: Tensor, targets: Tensor | None, loss: str) -> Tensor:
         return torch.ones(len(A), dtype=A.dtype, device=A.device)
     if targets.shape != (len(A),):
         raise ValueError(f"targets must be {len(A)} numbers, one for each row of A, got shape {tuple(targets.shape)}")
-    if loss == "logistic" and not bool((targets.abs() == 1).all()):
-        raise ValueError(f"targets of 'logistic' must be -1 or 1, got values such as {float(targets[targets.abs() != 1][0]):g}; "
+    if loss in ("logistic", "sigmoid") and not bool((targets.abs() == 1).all()):
+        raise ValueError(f"targets of {loss!r} must be -1 or 1, got values such as {float(targets[targets.abs() != 1][0]):g}; "
                          "2 * y - 1 makes them of 0 and 1")
     if loss == "kl" and not bool((targets >= 0).all()):
         raise ValueError(f"targets of 'kl' must not be negative, got {float(targets.min()):g}")

@@ -43,6 +43,8 @@ REMEDIES = {
     "lower": "build the problem with Bilevel(upper, lower, x0, y0)",
     "linearization": "build the problem with LeastSquares(residuals, x0), or CompositeLoss(outer, inner, data, x0)",
     "linear_model": "build the problem with LinearModel(A, y, loss)",
+    "quadratic": "build the problem with Quadratic(H, b)",
+    "denominator": "build the problem with Fractional(numerator, denominator)",
     "proximal_point": "build the problem with CompositeLoss(..., proximal_point=...), and take samples of one data point",
     "per_sample_gradients": "build the problem with FiniteSum(fun, data, x0) or Training(model, loss, data)",
 }

@@ -5,9 +5,12 @@ normalised descent, Frank-Wolfe, sparse regression, phase fields.
 """
 
 from fallline.solvers.accelerated_cubic import AcceleratedCubic
+from fallline.solvers.block_coordinate import ActiveSet, BlockCD
+from fallline.solvers.cyclic_blocks import CyclicBlocks, CyclicBlockVR
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
 from fallline.solvers.descent import Minimizer
 from fallline.solvers.feasibility import Feasibility, Separation
+from fallline.solvers.fractional_cd import FractionalCD
 from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
 from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, NormalizedSPIDER, estimate_alpha
 from fallline.solvers.ginzburg_landau import GinzburgLandau, plot_phases
@@ -35,13 +38,14 @@ from fallline.solvers.sketched_sqp import AdaSketchNewton
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
-    "AICN", "AcceleratedCubic", "Accept", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep",
-    "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch", "Farkas", "Feasibility", "FrankWolfe", "FrankWolfeGap",
-    "GinzburgLandau", "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton",
-    "LazyNewton", "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep",
-    "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
-    "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize",
-    "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG",
-    "TrustRegionNewton", "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm",
-    "neighbor_laplacian", "plot_phases", "separation_time", "test_and_learn",
+    "AICN", "AcceleratedCubic", "Accept", "ActiveSet", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe",
+    "BacktrackingStep", "BetaGD", "BlockCD", "Clipped", "Constant", "CyclicBlockVR", "CyclicBlocks", "DampedNewton", "DampedSearch",
+    "Farkas", "Feasibility", "FractionalCD", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
+    "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "LinearProgram",
+    "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient",
+    "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD",
+    "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize", "SegmentStep", "Separation",
+    "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
+    "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
+    "separation_time", "test_and_learn",
 ]

@@ -24,11 +24,25 @@ class Box(Set):
         Bounds, broadcast against x; ``-inf`` and ``inf`` for none.
     """
 
+    separable = True
+
     def __init__(self, low: float | Tensor, high: float | Tensor) -> None:
         self.low = torch.as_tensor(low)
         self.high = torch.as_tensor(high)
         if not bool((self.low <= self.high).all()):
             raise ValueError(f"low must be <= high everywhere and neither NaN, got low={low}, high={high}")
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return 0 where an entry is within its bounds, up to the tolerance of ``contains``, and ∞ elsewhere."""
+        inside = self._violation(x) <= torch.finfo(x.dtype).eps ** (2 / 3) * max(1.0, self._scale())
+        return torch.where(inside, torch.zeros_like(x), math.inf)
+
+    def restricted(self, index: Tensor) -> Box:
+        """Return the box of the entries ``index`` of a vector."""
+        if self.low.ndim == self.high.ndim == 0:
+            return self
+        low, high = (bound.to(index.device) for bound in torch.broadcast_tensors(self.low, self.high))
+        return Box(low[index], high[index])
 
     def project(self, x: Tensor) -> Tensor:
         """Return min(max(x, low), high)."""

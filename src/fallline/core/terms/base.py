@@ -30,13 +30,24 @@ class Term(abc.ABC):
     ----------
     weak_convexity : float
         ρ >= 0 such that f + ρ/2 ‖x‖² is convex: 0 for a convex f. The proximal map is unique for steps below 1/ρ.
+    separable : bool
+        Whether f(x) = Σ_i f_i(x_i): there are ``entries`` then, and the proximal map takes a step for each entry.
     """
 
     weak_convexity: float = 0.0
+    separable: bool = False
 
     @abc.abstractmethod
     def value(self, x: Tensor) -> Tensor:
         """Return f(x) as a 0-d tensor, summed over the batch where the term acts on slices of x."""
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return f_i(x_i), shaped as x, of a separable term."""
+        raise TypeError(f"{self!r} is not a sum over entries; L1, ElasticNet, SquaredL2, MCP, SCAD and Box are")
+
+    def restricted(self, index: Tensor) -> Term:
+        """Return the part of a separable term that acts on the entries ``index`` of a vector."""
+        return self
 
     def prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         """Return argmin_z f(z) + ‖z - x‖² / (2 step).
@@ -46,7 +57,8 @@ class Term(abc.ABC):
         x : Tensor
             Any floating dtype.
         step : float or Tensor
-            A number >= 0 below ``1 / weak_convexity``, or a 0-d tensor (trusted, so that nothing waits for a device).
+            A number >= 0 below ``1 / weak_convexity``, or a 0-d tensor (trusted, so that nothing waits for a device); of a
+            separable term also a tensor shaped as x.
         """
         self._check_step(step)
         return self._prox(x, step)
@@ -94,9 +106,15 @@ class Term(abc.ABC):
 class Zero(Term):
     """f = 0."""
 
+    separable = True
+
     def value(self, x: Tensor) -> Tensor:
         """Return 0."""
         return x.new_zeros(())
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return zeros."""
+        return torch.zeros_like(x)
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return x
@@ -114,6 +132,7 @@ class Scaled(Term):
         self.factor = float(factor)
         self.term = term
         self.weak_convexity = self.factor * term.weak_convexity
+        self.separable = term.separable
 
     def value(self, x: Tensor) -> Tensor:
         """Return c f(x)."""
@@ -123,6 +142,14 @@ class Scaled(Term):
         """Return c times the split of f."""
         convex, concave = self.term.split()
         return Scaled(self.factor, convex), lambda x: self.factor * concave(x)
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return c f_i(x_i)."""
+        return self.factor * self.term.entries(x)
+
+    def restricted(self, index: Tensor) -> Term:
+        """Return c times the restricted f."""
+        return Scaled(self.factor, self.term.restricted(index))
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return self.term.prox(x, self.factor * step)

@@ -44,6 +44,8 @@ class MCP(Term):
         γ > 1: the penalty is constant beyond γλ. It is 1/γ-weakly convex: proximal steps must be below γ.
     """
 
+    separable = True
+
     def __init__(self, weight: float = 1.0, gamma: float = 3.0) -> None:
         if not (math.isfinite(gamma) and gamma > 1):
             raise ValueError(f"gamma must be a finite number > 1, got {gamma}; 3 is typical")
@@ -53,8 +55,12 @@ class MCP(Term):
 
     def value(self, x: Tensor) -> Tensor:
         """Return the penalty summed over all entries."""
+        return self.entries(x).sum()
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return the penalty entry by entry."""
         size = x.abs().clamp(max=self.gamma * self.weight)
-        return (self.weight * size - size * size / (2 * self.gamma)).sum()
+        return self.weight * size - size * size / (2 * self.gamma)
 
     def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
         """Return λ‖·‖₁ and q'."""
@@ -79,6 +85,8 @@ class SCAD(Term):
         a > 2: the penalty is constant beyond aλ. It is 1/(a - 1)-weakly convex: proximal steps must be below a - 1.
     """
 
+    separable = True
+
     def __init__(self, weight: float = 1.0, a: float = 3.7) -> None:
         if not (math.isfinite(a) and a > 2):
             raise ValueError(f"a must be a finite number > 2, got {a}; 3.7 is typical")
@@ -88,9 +96,13 @@ class SCAD(Term):
 
     def value(self, x: Tensor) -> Tensor:
         """Return the penalty summed over all entries."""
+        return self.entries(x).sum()
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return the penalty entry by entry."""
         size, weight, a = x.abs().clamp(max=self.a * self.weight), self.weight, self.a
         bent = (2 * a * weight * size - size * size - weight**2) / (2 * (a - 1))
-        return torch.where(size <= weight, weight * size, bent).sum()
+        return torch.where(size <= weight, weight * size, bent)
 
     def split(self) -> tuple[Term, Callable[[Tensor], Tensor]]:
         """Return λ‖·‖₁ and q'."""

@@ -25,12 +25,18 @@ __all__ = ["L1", "L2", "ElasticNet", "GroupL2", "SquaredL2"]
 class L1(Term):
     """λ Σ_i |x_i|, with λ = ``weight`` >= 0."""
 
+    separable = True
+
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = check_weight("weight", weight)
 
     def value(self, x: Tensor) -> Tensor:
         """Return λ‖x‖₁."""
-        return self.weight * x.abs().sum()
+        return self.entries(x).sum()
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return λ|x_i|."""
+        return self.weight * x.abs()
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return soft_threshold(x, step * self.weight)
@@ -42,12 +48,18 @@ class L1(Term):
 class SquaredL2(Term):
     """λ/2 Σ_i x_i², with λ = ``weight`` >= 0."""
 
+    separable = True
+
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = check_weight("weight", weight)
 
     def value(self, x: Tensor) -> Tensor:
         """Return λ/2 ‖x‖²."""
-        return self.weight / 2 * (x * x).sum()
+        return self.entries(x).sum()
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return λ/2 x_i²."""
+        return self.weight / 2 * x * x
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return x / (1 + step * self.weight)
@@ -59,13 +71,19 @@ class SquaredL2(Term):
 class ElasticNet(Term):
     """λ₁ Σ_i |x_i| + λ₂/2 Σ_i x_i², with λ₁ = ``l1`` and λ₂ = ``l2``."""
 
+    separable = True
+
     def __init__(self, l1: float = 1.0, l2: float = 1.0) -> None:
         self.l1 = check_weight("l1", l1)
         self.l2 = check_weight("l2", l2)
 
     def value(self, x: Tensor) -> Tensor:
         """Return λ₁‖x‖₁ + λ₂/2 ‖x‖²."""
-        return self.l1 * x.abs().sum() + self.l2 / 2 * (x * x).sum()
+        return self.entries(x).sum()
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Return λ₁|x_i| + λ₂/2 x_i²."""
+        return self.l1 * x.abs() + self.l2 / 2 * x * x
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         return soft_threshold(x, step * self.l1) / (1 + step * self.l2)
