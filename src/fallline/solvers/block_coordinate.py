@@ -31,16 +31,13 @@ from fallline.core.blocks import (
     BlockModel,
     Blocks,
     BlockStep,
-    ExactUpdate,
     Fixed,
     Forests,
-    NewtonUpdate,
     Plan,
     QuadraticBlocks,
     Random,
     Selection,
     Sight,
-    SmoothBlocks,
     Update,
     Variable,
     VariableForest,
@@ -118,7 +115,7 @@ class BlockCD(Method):
     update: Literal["gradient", "matrix", "newton", "exact", "message"] | Update = "newton"
 
     kinds: ClassVar[tuple[str, ...]] = ("smooth", "finite-sum", "training", "composite")
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "hvp")
     space: ClassVar[Mapping[str, Range]] = {"select": Choice("gsd", "gs", "random", "cyclic")}
 
     def __post_init__(self) -> None:
@@ -151,12 +148,8 @@ class BlockCD(Method):
 
     def check(self, problem: Problem) -> None:
         """Raise unless the problem knows what blocks, selection and update ask of it."""
-        super().check(problem)
+        super().check(problem.smooth if problem.kind == "composite" else problem)
         term, model, update = _term(problem), block_model(problem), self._move
-        if isinstance(model, SmoothBlocks):
-            model.problem.require("gradient", by="BlockCD")
-            if isinstance(update, NewtonUpdate | ExactUpdate):
-                model.problem.require("hvp", by=f"BlockCD with update={self.update!r}")
         graph = isinstance(self._scheme, Forests | VariableForest)
         if not model.bounded and (update.bounded or graph or getattr(self._rule, "measure", "") == "gsq"):
             asks = "blocks" if graph else "update" if update.bounded else "select"

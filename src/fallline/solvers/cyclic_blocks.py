@@ -66,7 +66,6 @@ class _Cyclic(Method):
     scales: Sequence[float] | None = None
 
     kinds: ClassVar[tuple[str, ...]] = ("smooth", "finite-sum", "training", "composite")
-    needs: ClassVar[tuple[str, ...]] = ()
     space: ClassVar[Mapping[str, Range]] = {"lr": LogUniform(1e-4, 1e2)}
 
     def __post_init__(self) -> None:
@@ -81,9 +80,8 @@ class _Cyclic(Method):
 
     def check(self, problem: Problem) -> None:
         """Raise unless there are gradients, samples that stand alone, and blocks that fit the variables and the term."""
-        super().check(problem)
         smooth = problem.smooth if problem.kind == "composite" else problem
-        smooth.require("gradient", by=type(self).__name__)
+        super().check(smooth)
         coupled = batch_statistics(smooth.model) if isinstance(getattr(smooth, "model", None), torch.nn.Module) else []
         if coupled:
             raise WrongProblem(f"{type(self).__name__} needs samples that do not depend on each other, and {coupled[0]!r} normalises "

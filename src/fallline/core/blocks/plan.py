@@ -20,7 +20,7 @@ from fallline.core.keys import Key
 from fallline.core.operators.columns import SparseColumns
 from fallline.core.terms import Term
 
-TOURNAMENT = 50_000  # blocks from which a tournament over the changed scores beats a look at all of them
+TOURNAMENT = 200_000  # blocks from which a tournament over the changed scores beats a look at all of them, on one core
 
 
 @dataclass(frozen=True)

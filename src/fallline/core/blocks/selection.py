@@ -8,7 +8,7 @@ L_b ≥ ‖∇²_bb f‖; H_b ⪰ ∇²_bb f; D_i = |b| L_i from the bounds L_i 
 variable's share is twice the decrease of its model ⟨g, d⟩ + D_i d²/2 + r_i(x_i + d) − r_i(x_i) at its minimum, which without r is g²/D.
 
 Cyclic and random choices cost O(1); the greedy ones O(n) operations on vectors, or where a step changes few partial derivatives (a
-sparse ``Quadratic`` in very many fixed blocks) the changed ones times the logarithm of the number of blocks, by a tournament.
+sparse ``Quadratic`` in 200,000 fixed blocks or more) the changed ones times the logarithm of the number of blocks, by a tournament.
 
 Nutini, Laradji, Schmidt: Let's Make Block Coordinate Descent Converge Faster, JMLR 2022, arXiv 1712.08859.
 """
