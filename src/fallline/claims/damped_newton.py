@@ -9,6 +9,7 @@ from torch import Tensor
 
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, exactly, recorded
+from fallline.claims._rates import exponent, order
 from fallline.core.driver import Moment
 from fallline.core.keys import Key
 from fallline.problems.convex import breast_cancer
@@ -49,15 +50,23 @@ def logistic(start: float, basis: Tensor | None = None) -> fl.Problem:
                      hessian=lambda z: S.T @ plain.hessian(S @ z) @ S, facts={"best_value": best})
 
 
-def iterations(problem: fl.Problem, method: fl.Method) -> float:
-    """Steps until f − f* ≤ 1e-8; infinite if 300 do not get there."""
+def gaps(problem: fl.Problem, method: fl.Method) -> list[float]:
+    """f − f* at every step until it is at most 1e-8; the last is infinite if 300 do not get there."""
+    found: list[float] = []
 
     def stop(moment: Moment) -> bool:
         assert moment.report.value is not None
-        return float(moment.report.value) - problem.facts["best_value"] <= 1e-8
+        found.append(float(moment.report.value) - problem.facts["best_value"])
+        return found[-1] <= 1e-8
 
     result = fl.solve(problem, method, fl.Budget(steps=LIMIT), callback=stop)
-    return result.nit if result.status == "stopped" else math.inf
+    return found if result.status == "stopped" else [*found, math.inf]
+
+
+def iterations(problem: fl.Problem, method: fl.Method) -> float:
+    """Steps until f − f* ≤ 1e-8; infinite if 300 do not get there."""
+    found = gaps(problem, method)
+    return len(found) - 1 if math.isfinite(found[-1]) else math.inf
 
 
 @claim("from any start of the search it needs at most twice the steps of AICN at its best constant, whose worst converging constant "
@@ -74,10 +83,13 @@ def no_constant(scale: Scale, seed: int) -> Evidence:
         best, finite = min(aicn.values()), [n for n in aicn.values() if math.isfinite(n)]
         diverged += sum(math.isinf(n) for n in aicn.values())
         newton = iterations(problem, Minimizer(NewtonStep(), Fixed(1.0), Exact()))
+        path = gaps(problem, DampedNewton())
         figures += [
             at_most(f"steps of the worst search over those of the best AICN, from {start:g}", max(searches) / best, 2.0),
             at_least(f"steps of AICN, worst constant that converges over the best, from {start:g}", max(finite) / best, 3.0),
             exactly(f"Newton's method converges, from {start:g}", float(math.isfinite(newton)), 0.0),
+            at_most(f"exponent of the gap of the search in the step, from {start:g} (theorem: -3)", exponent(path, 1e-8), -3.0),
+            recorded(f"order of its local convergence, from {start:g}", order(path, 1e-14)),
             recorded(f"steps of the searches, from {start:g}", searches), recorded(f"steps of the best AICN, from {start:g}", best),
             *(recorded(f"steps of the best root-Newton with q = {q:g}, from {start:g}", n) for q, n in roots.items()),
         ]

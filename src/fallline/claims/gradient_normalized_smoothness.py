@@ -12,6 +12,7 @@ from torch import Tensor
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, exactly, recorded
 from fallline.claims._logistic import digits_parity
+from fallline.claims._rates import exponent, order
 from fallline.claims._tuning import spaced
 from fallline.core.driver import Moment
 from fallline.core.keys import Key
@@ -84,6 +85,8 @@ def curvature_sources(scale: Scale, seed: int) -> Evidence:
         *(at_most(f"steps, {hess}", taken[hess], LIMITS[hess]) for hess in ("exact", "fisher", "gauss_newton")),
         at_least("steps, zero", taken["zero"], LIMITS["zero"] + 1),
         exactly("the same order on a random half of the data", ordered, 1.0),
+        at_most("exponent of the exact gap in the step (theorem: -2)", exponent(whole["exact"], 1e-8), -2.0),
+        recorded("order of local convergence, exact", order(whole["exact"], 1e-14)),
         at_least("R² of the Fisher matrix's log-gap against the step, second half", linearity(whole["fisher"]), 0.97),
     ], curves={hess: (range(len(found)), found) for hess, found in whole.items() if math.isfinite(found[-1])},
         axes=("step", "gap"),

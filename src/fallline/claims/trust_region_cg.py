@@ -11,6 +11,7 @@ from torch.nn.functional import conv1d, mse_loss, pad
 
 import fallline as fl
 from fallline.claims import Evidence, Paper, Scale, at_least, at_most, claim, recorded
+from fallline.claims._rates import order
 from fallline.claims._tuning import spaced
 from fallline.core.counts import Counts
 from fallline.core.driver import Moment
@@ -145,10 +146,13 @@ def rosenbrock(x: Tensor) -> Tensor:
 @claim("on Rosenbrock's chain of 20 variables and from beside a saddle point it reaches a gradient norm of 1e-8 at a minimum")
 def negative_curvature(scale: Scale, seed: int) -> Evidence:
     n = 20 if scale is Scale.QUICK else 200
-    gaps, lowest, norms = [], [], []
+    gaps, lowest, norms, orders = [], [], [], []
     for s in range(seed, seed + 3):
         drawn = torch.randn(n, dtype=torch.float64, generator=Key(s).fold("start").generator())
-        valley = fl.solve(fl.Smooth(rosenbrock, drawn), TrustRegionCG(), fl.Budget(steps=2_000), tol=1e-8)
+        norms_seen: list[float] = []
+        valley = fl.solve(fl.Smooth(rosenbrock, drawn), TrustRegionCG(), fl.Budget(steps=2_000), tol=1e-8,
+                          callback=lambda moment, seen=norms_seen: seen.append(float(moment.report.gap)))
+        orders.append(order(norms_seen, 1e-12))
         target = torch.outer(drawn, drawn) / n
         factor = fl.Smooth(lambda x, target=target: ((torch.outer(x, x) - target) ** 2).sum() / 4, 1e-4 * drawn.roll(1))
         away = fl.solve(factor, TrustRegionCG(), fl.Budget(steps=200), tol=1e-8)
@@ -160,5 +164,6 @@ def negative_curvature(scale: Scale, seed: int) -> Evidence:
         at_most("gradient norm on Rosenbrock's chain", gaps, 1e-8),
         at_most("gradient norm from beside the saddle", norms, 1e-8),
         at_least("least eigenvalue of the Hessian there", lowest, 0.0),
+        recorded("order of local convergence of the gradient norm (theorem: 3/2)", orders),
     ], notes=["The saddle is the origin of ‖xxᵀ − uuᵀ/n‖²/4, left from about 1e-4 away; the least eigenvalue is −‖u‖²/n there. "
               f"n = {n}; Gaussian starts."])
