@@ -43,8 +43,9 @@ def cutest(name: str) -> Callable[..., Problem]:
     ValueError
         The collection has no problem of that name, or one with bounds or inequalities.
     """
-    known = name.upper()
-    if known not in CUTEST and known not in CUTEST_EQUALITY:
+    listed = name.upper() in (*CUTEST, *CUTEST_EQUALITY)
+    known = name.upper() if listed else name  # some names of the collection have small letters
+    if not listed:
         _source(known)  # the door
     return functools.partial(_load, known)
 
