@@ -25,7 +25,7 @@ PAPER = Paper(
     arxiv="1910.12680",
     year=2019,
     room="solvers",
-    methods=("solvers.TrustRegionCG", "physics.FDNet"),
+    methods=("solvers.TrustRegionCG", "solvers.AsOptimizer", "physics.FDNet"),
     headline="with few parameters the trust-region method reaches far lower training and prediction errors than Adam for the same "
     "work, on data of heat, wave and Burgers-type equations; auxiliary steps lengthen the usable time steps",
 )

@@ -5,6 +5,7 @@ normalised descent, Frank-Wolfe, sparse regression, phase fields.
 """
 
 from fallline.solvers.accelerated_cubic import AcceleratedCubic
+from fallline.solvers.as_optimizer import AsOptimizer
 from fallline.solvers.block_coordinate import ActiveSet, BlockCD
 from fallline.solvers.cyclic_blocks import CyclicBlocks, CyclicBlockVR
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
@@ -31,21 +32,21 @@ from fallline.solvers.polynomial_preconditioning import (
     PolynomialStep,
     PreconditionedFGM,
     PreconditionedGD,
-    SymmetricPolyPrecond,
 )
 from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, SegmentStep
 from fallline.solvers.sketched_sqp import AdaSketchNewton
+from fallline.solvers.symmetric_polynomials import SymmetricPolyPrecond
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
-    "AICN", "AcceleratedCubic", "Accept", "ActiveSet", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe",
-    "BacktrackingStep", "BetaGD", "BlockCD", "Clipped", "Constant", "CyclicBlockVR", "CyclicBlocks", "DampedNewton", "DampedSearch",
-    "Farkas", "Feasibility", "FractionalCD", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels",
-    "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "LinearProgram",
-    "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient",
-    "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD",
-    "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize", "SegmentStep", "Separation",
-    "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
-    "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
-    "separation_time", "test_and_learn",
+    "AICN", "AcceleratedCubic", "Accept", "ActiveSet", "AdaSketchNewton", "AffineInvariantCubicSize", "AsOptimizer",
+    "AwayFrankWolfe", "BacktrackingStep", "BetaGD", "BlockCD", "Clipped", "Constant", "CyclicBlockVR", "CyclicBlocks",
+    "DampedNewton", "DampedSearch", "Farkas", "Feasibility", "FractionalCD", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau",
+    "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton",
+    "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "NonconvexAG",
+    "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
+    "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject", "RootNewton", "RootSize",
+    "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG",
+    "TrustRegionNewton", "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm",
+    "neighbor_laplacian", "plot_phases", "separation_time", "test_and_learn",
 ]

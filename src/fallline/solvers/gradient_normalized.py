@@ -27,9 +27,10 @@ from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.core.tree import Tree
-from fallline.solvers.descent.curvature import Curvature, Exact, Fisher, GaussNewton, Given, Products, Zero
+from fallline.solvers.descent.curvature import Curvature, Exact, Given, Products, Zero
 from fallline.solvers.descent.descents import Descent, RegularizedNewton
 from fallline.solvers.descent.minimizer import Composed
+from fallline.solvers.descent.model_curvature import Fisher, GaussNewton
 from fallline.solvers.descent.searches import GradientNormalized, Search
 
 SOURCES: Mapping[str, Curvature] = {"exact": Exact(), "fisher": Fisher(), "gauss_newton": GaussNewton(), "zero": Zero(),

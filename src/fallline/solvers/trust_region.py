@@ -18,9 +18,10 @@ from typing import ClassVar, Literal
 
 from fallline.core.registry import register
 from fallline.core.space import Range
-from fallline.solvers.descent.curvature import Curvature, Exact, GaussNewtonProducts, Products
+from fallline.solvers.descent.curvature import Curvature, Exact, Products
 from fallline.solvers.descent.descents import Descent, TruncatedCG, TrustRegion
 from fallline.solvers.descent.minimizer import Composed
+from fallline.solvers.descent.model_curvature import GaussNewtonProducts
 from fallline.solvers.descent.searches import RatioTest, Search
 
 

@@ -7,9 +7,6 @@ from fallline.solvers.descent.curvature import (
     Averaged,
     Curvature,
     Exact,
-    Fisher,
-    GaussNewton,
-    GaussNewtonProducts,
     Given,
     HutchinsonDiagonal,
     Lazy,
@@ -30,6 +27,7 @@ from fallline.solvers.descent.descents import (
     TrustRegion,
 )
 from fallline.solvers.descent.minimizer import Composed, Minimizer
+from fallline.solvers.descent.model_curvature import Fisher, GaussNewton, GaussNewtonProducts
 from fallline.solvers.descent.searches import Armijo, Backtracking, Fixed, GradientNormalized, RatioTest, Search
 
 __all__ = [
