@@ -9,7 +9,7 @@ from fallline.solvers.as_optimizer import AsOptimizer
 from fallline.solvers.block_coordinate import ActiveSet, BlockCD
 from fallline.solvers.cyclic_blocks import CyclicBlocks, CyclicBlockVR
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
-from fallline.solvers.descent import Minimizer
+from fallline.solvers.descent.minimizer import Minimizer
 from fallline.solvers.feasibility import Feasibility, Separation
 from fallline.solvers.fractional_cd import FractionalCD
 from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
