@@ -187,9 +187,9 @@ def tables(options: Options) -> list[Table]:
                              "trust-region-newton", ("lbfgs", "newton-cholesky"))
     for n, d, each in ((100_000, 10_000, 20), (20_000, 200_000, 50)):
         A, y = sparse_rows(n // scale, d // scale, each)
-        found += smooth_logistic(f"Logistic regression, sparse {n // scale:,} × {d // scale:,}, {each} nonzeros a row, ridge 1e-4", A, y,
-                                 1e-4, {"trust-region-cg": TrustRegionCG(max_cg=200), "gradient-regularized-newton, products":
-                                        GradRegNewton("products")}, options, "trust-region-cg", ("lbfgs", "newton-cg"))
+        title = f"Logistic regression, sparse {n // scale:,} × {d // scale:,}, {each} nonzeros a row, ridge 1e-4"
+        free = {"trust-region-cg": TrustRegionCG(max_cg=200), "gradient-regularized-newton, products": GradRegNewton("products")}
+        found += smooth_logistic(title, A, y, 1e-4, free, options, "trust-region-cg", ("lbfgs", "newton-cg"))
     return found + lasso_tables(options) + network_table(options)
 
 
