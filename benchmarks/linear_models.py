@@ -25,6 +25,7 @@ from torch import Tensor
 
 import fallline as fl
 from fallline.core.blocks import Variable
+from fallline.core.operators.linear import by_rows
 from fallline.core.terms import L1
 from fallline.problems.convex import breast_cancer
 from fallline.solvers import BlockCD, DampedNewton, GradRegNewton, TrustRegionCG, TrustRegionNewton
@@ -124,7 +125,7 @@ def sparse_rows(n: int, d: int, each: int) -> tuple[Tensor, Tensor]:
     A = torch.sparse_coo_tensor(torch.stack([rows, columns.reshape(-1)]), values, (n, d)).coalesce()
     truth = torch.randn(d, dtype=torch.float64, generator=generator)
     labels = torch.where(A @ truth + 0.5 * torch.randn(n, dtype=torch.float64, generator=generator) > 0, 1.0, -1.0).double()
-    return fl.core.operators.linear.by_rows(A), labels
+    return by_rows(A), labels
 
 
 def lasso_tables(options: Options) -> list[Table]:
