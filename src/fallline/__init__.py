@@ -23,8 +23,8 @@ _HOMES = {
     "Uniform": "core.space", "LogUniform": "core.space", "Integers": "core.space", "Choice": "core.space",
     "compare": "study", "MissingOracle": "core.errors", "NonFiniteError": "core.errors",
 }
-_PACKAGES = ("core", "optim", "solvers", "equations", "bilevel", "blackbox", "distributed", "physics", "surgery", "landscape",
-             "problems", "claims", "study")
+_PACKAGES = ("core", "optim", "solvers", "equations", "graphs", "bilevel", "blackbox", "distributed", "physics", "surgery",
+             "landscape", "problems", "claims", "study")
 
 __all__ = [*_HOMES, *_PACKAGES, "__version__"]
 

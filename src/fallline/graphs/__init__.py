@@ -1,0 +1,23 @@
+"""You have a graph or an assignment to learn: directed acyclic graphs from observations, clusters of points.
+
+``fit(data)`` of a learner gives the graph or the assignment; each is a Problem made from the data and a Method, which ``solve`` takes.
+"""
+
+from fallline.graphs.accuracy import (
+    false_discovery_rate,
+    structural_hamming_distance,
+    structural_intervention_distance,
+    true_positive_rate,
+)
+from fallline.graphs.notears import NOTEARS, Notears
+from fallline.graphs.scores import LeastSquaresScore, LogisticScore, NodewiseScore, Score
+from fallline.graphs.simulation import erdos_renyi, scale_free
+from fallline.graphs.structure import StructureLearning, h
+from fallline.graphs.topological_swaps import TopologicalSwaps, TopoSwap
+from fallline.graphs.weighted_dag import WeightedDAG, is_acyclic, to_dag, topological_order
+
+__all__ = [
+    "NOTEARS", "LeastSquaresScore", "LogisticScore", "NodewiseScore", "Notears", "Score", "StructureLearning", "TopoSwap",
+    "TopologicalSwaps", "WeightedDAG", "erdos_renyi", "false_discovery_rate", "h", "is_acyclic", "scale_free",
+    "structural_hamming_distance", "structural_intervention_distance", "to_dag", "topological_order", "true_positive_rate",
+]
