@@ -67,8 +67,8 @@ def recovery(scale: Scale, seed: int) -> Evidence:
     return Evidence(figures + (beyond(seed) if scale is Scale.FULL else []),
                     notes=[f"Erdős-Rényi graphs of 10 and 20 nodes, n = {ROWS:,}, weights ±[0.5, 2], noise of variance 1, {SEEDS} "
                            "seeds each, the default sets of 100 and 400 candidates: at d = 10 these are all pairs. The loss may "
-                           "exceed the true order's by 0.001 d. On standardised data the growth of variances tells nothing: see the second "
-                           "claim."])
+                           "exceed the true order's by 0.001 d. On standardised data the growth of variances tells nothing: see "
+                           "the second claim."])
 
 
 def beyond(seed: int) -> list[Figure]:

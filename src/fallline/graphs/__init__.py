@@ -9,15 +9,25 @@ from fallline.graphs.accuracy import (
     structural_intervention_distance,
     true_positive_rate,
 )
+from fallline.graphs.colide import DAGMA, CoLiDE
+from fallline.graphs.log_det_path import LogDetPath
 from fallline.graphs.notears import NOTEARS, Notears
-from fallline.graphs.scores import LeastSquaresScore, LogisticScore, NodewiseScore, Score
+from fallline.graphs.scores import (
+    EqualVarianceScore,
+    LeastSquaresScore,
+    LogisticScore,
+    NodewiseScore,
+    Score,
+    UnequalVarianceScore,
+)
 from fallline.graphs.simulation import erdos_renyi, scale_free
 from fallline.graphs.structure import StructureLearning, h
 from fallline.graphs.topological_swaps import TopologicalSwaps, TopoSwap
 from fallline.graphs.weighted_dag import WeightedDAG, is_acyclic, to_dag, topological_order
 
 __all__ = [
-    "NOTEARS", "LeastSquaresScore", "LogisticScore", "NodewiseScore", "Notears", "Score", "StructureLearning", "TopoSwap",
-    "TopologicalSwaps", "WeightedDAG", "erdos_renyi", "false_discovery_rate", "h", "is_acyclic", "scale_free",
-    "structural_hamming_distance", "structural_intervention_distance", "to_dag", "topological_order", "true_positive_rate",
+    "DAGMA", "NOTEARS", "CoLiDE", "EqualVarianceScore", "LeastSquaresScore", "LogDetPath", "LogisticScore", "NodewiseScore", "Notears",
+    "Score", "StructureLearning", "TopoSwap", "TopologicalSwaps", "UnequalVarianceScore", "WeightedDAG", "erdos_renyi",
+    "false_discovery_rate", "h", "is_acyclic", "scale_free", "structural_hamming_distance", "structural_intervention_distance",
+    "to_dag", "topological_order", "true_positive_rate",
 ]

@@ -47,71 +47,76 @@ class Score:
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise ValueError(f"lam must be a finite number >= 0, got {self.lam!r}")
 
-    def condense(self, X: Tensor) -> Tensor:
+    def condense(self, X: Tensor) -> Any:
         """Return what the score looks at, of rows of data (n, d): here the covariance (d, d)."""
         centred = X - X.mean(0)
         return centred.T @ centred / len(X)
 
-    def loss(self, data: Tensor, W: Tensor) -> Tensor:
+    def loss(self, data: Any, W: Tensor) -> Tensor:
         """Return the loss without the penalty, a 0-d tensor."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
-    def gradient(self, data: Tensor, W: Tensor) -> Tensor:
+    def gradient(self, data: Any, W: Tensor) -> Tensor:
         """Return the gradient of the loss, ``(d, d)``."""
         raise NotImplementedError(f"{type(self).__name__} must define gradient")
 
-    def noise(self, data: Tensor, W: Tensor) -> Tensor | None:
+    def noise(self, data: Any, W: Tensor) -> Tensor | None:
         """Return the standard deviations of the residuals ``(d,)``, or None where the score has none."""
         return residuals(data, W)[1].clamp(min=0).sqrt()
 
 
 def residuals(C: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """Return C(I − W) and the residual variances q ``(d,)``."""
-    remainder = -W
-    remainder.diagonal().add_(1)
-    products = C @ remainder
-    return products, (remainder * products).sum(0)
+    """Return −C(I − W), the gradient of ½ Σ q, and the residual variances q ``(d,)``."""
+    gradient = torch.addmm(C, C, W, beta=-1)
+    return gradient, (W * gradient).sum(0) - gradient.diagonal()
 
 
 @dataclass(frozen=True)
-class EqualVarianceScore(Score):
+class _Concomitant(Score):
+    """A score whose data is the covariance and the bound σ₀."""
+
+    lam: float = 0.05
+
+    def condense(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        C = super().condense(X)
+        return C, FLOOR * C.diagonal().mean().sqrt()
+
+    def _sigma(self, q: Tensor, floor: Tensor) -> Tensor:
+        return torch.maximum(q.clamp(min=0).sqrt(), floor)
+
+
+@dataclass(frozen=True)
+class EqualVarianceScore(_Concomitant):
     """√(d Σ_j q_j) + λ‖W‖₁: all nodes have noise of one variance, which need not be known."""
 
-    lam: float = 0.05
+    def loss(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        q = residuals(data[0], W)[1].mean()
+        sigma = self._sigma(q, data[1])
+        return (q / sigma + sigma) * (len(W) / 2)
 
-    def loss(self, data: Tensor, W: Tensor) -> Tensor:
-        return _scaled(residuals(data, W)[1].mean(), _floor(data)) * len(W)
+    def gradient(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        gradient, q = residuals(data[0], W)
+        return gradient.div_(self._sigma(q.mean(), data[1]))
 
-    def gradient(self, data: Tensor, W: Tensor) -> Tensor:
-        products, q = residuals(data, W)
-        return products / -torch.maximum(q.mean().sqrt(), _floor(data))
-
-    def noise(self, data: Tensor, W: Tensor) -> Tensor:
-        return residuals(data, W)[1].mean().sqrt().expand(len(W))
+    def noise(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        return residuals(data[0], W)[1].mean().clamp(min=0).sqrt().expand(len(W))
 
 
 @dataclass(frozen=True)
-class UnequalVarianceScore(Score):
+class UnequalVarianceScore(_Concomitant):
     """Σ_j √q_j + λ‖W‖₁: every node has noise of its own variance."""
 
-    lam: float = 0.05
+    def loss(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        q = residuals(data[0], W)[1]
+        sigma = self._sigma(q, data[1])
+        return (q / sigma + sigma).sum() / 2
 
-    def loss(self, data: Tensor, W: Tensor) -> Tensor:
-        return _scaled(residuals(data, W)[1], _floor(data)).sum()
+    def gradient(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        gradient, q = residuals(data[0], W)
+        return gradient.div_(self._sigma(q, data[1]))
 
-    def gradient(self, data: Tensor, W: Tensor) -> Tensor:
-        products, q = residuals(data, W)
-        return products / -torch.maximum(q.clamp(min=0).sqrt(), _floor(data))
-
-
-def _floor(C: Tensor) -> Tensor:
-    return FLOOR * C.diagonal().mean().sqrt()
-
-
-def _scaled(q: Tensor, floor: Tensor) -> Tensor:
-    """min over σ ≥ floor of q/2σ + σ/2."""
-    sigma = torch.maximum(q.clamp(min=0).sqrt(), floor)
-    return (q / sigma + sigma) / 2
+    def noise(self, data: tuple[Tensor, Tensor], W: Tensor) -> Tensor:
+        return residuals(data[0], W)[1].clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class LeastSquaresScore(NodewiseScore):
         return residuals(data, W)[1].sum() / 2
 
     def gradient(self, data: Tensor, W: Tensor) -> Tensor:
-        return -residuals(data, W)[0]
+        return torch.addmm(data, data, W, beta=-1)
 
     def regress(self, data: Tensor, nodes: Tensor, allowed: Tensor, start: Tensor) -> Tensor:
         return lasso(_ridged(data), data[nodes], self.lam, allowed, start)
