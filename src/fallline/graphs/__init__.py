@@ -9,8 +9,16 @@ from fallline.graphs.accuracy import (
     structural_intervention_distance,
     true_positive_rate,
 )
+from fallline.graphs.bound_clustering import (
+    BoundClustering,
+    BoundUpdates,
+    MeanPrototype,
+    ModePrototype,
+    RegularizedClustering,
+)
 from fallline.graphs.colide import DAGMA, CoLiDE
 from fallline.graphs.log_det_path import LogDetPath
+from fallline.graphs.neighbors import neighbor_graph
 from fallline.graphs.notears import NOTEARS, Notears
 from fallline.graphs.scores import (
     EqualVarianceScore,
@@ -26,8 +34,9 @@ from fallline.graphs.topological_swaps import TopologicalSwaps, TopoSwap
 from fallline.graphs.weighted_dag import WeightedDAG, is_acyclic, to_dag, topological_order
 
 __all__ = [
-    "DAGMA", "NOTEARS", "CoLiDE", "EqualVarianceScore", "LeastSquaresScore", "LogDetPath", "LogisticScore", "NodewiseScore", "Notears",
-    "Score", "StructureLearning", "TopoSwap", "TopologicalSwaps", "UnequalVarianceScore", "WeightedDAG", "erdos_renyi",
-    "false_discovery_rate", "h", "is_acyclic", "scale_free", "structural_hamming_distance", "structural_intervention_distance",
-    "to_dag", "topological_order", "true_positive_rate",
+    "DAGMA", "NOTEARS", "BoundClustering", "BoundUpdates", "CoLiDE", "EqualVarianceScore", "LeastSquaresScore", "LogDetPath",
+    "LogisticScore", "MeanPrototype", "ModePrototype", "NodewiseScore", "Notears", "RegularizedClustering", "Score",
+    "StructureLearning", "TopoSwap", "TopologicalSwaps", "UnequalVarianceScore", "WeightedDAG", "erdos_renyi", "false_discovery_rate",
+    "h", "is_acyclic", "neighbor_graph", "scale_free", "structural_hamming_distance", "structural_intervention_distance", "to_dag",
+    "topological_order", "true_positive_rate",
 ]
