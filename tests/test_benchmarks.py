@@ -16,7 +16,6 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import curvature  # noqa: E402
-import graphs  # noqa: E402
 import harness  # noqa: E402
 import matrix_roots  # noqa: E402
 import optim_rules  # noqa: E402
@@ -27,6 +26,7 @@ import trajectories  # noqa: E402
 from figures import RESULTS, Benchmark, Goal, Row, Table, read  # noqa: E402
 from harness import Contestant, Missing, Operation, Options  # noqa: E402
 
+import graphs  # noqa: E402
 import study  # noqa: E402
 
 RESULT_FILES = sorted(RESULTS.glob("*.json"))
