@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 import fallline as fl
 from fallline.graphs import BoundClustering, BoundUpdates, MeanPrototype, ModePrototype, RegularizedClustering, neighbor_graph
 from fallline.graphs import neighbors as neighbors_module
-from fallline.graphs.bound_clustering import starting_prototypes
+from fallline.graphs.bound_updates import starting_prototypes
 
 
 def blobs(n=120, k=3, d=2, seed=0, spread=1.0):

@@ -9,25 +9,15 @@ from fallline.graphs.accuracy import (
     structural_intervention_distance,
     true_positive_rate,
 )
-from fallline.graphs.bound_clustering import (
-    BoundClustering,
-    BoundUpdates,
-    MeanPrototype,
-    ModePrototype,
-    RegularizedClustering,
-)
+from fallline.graphs.bound_clustering import BoundClustering
+from fallline.graphs.bound_updates import BoundUpdates, RegularizedClustering
 from fallline.graphs.colide import DAGMA, CoLiDE
 from fallline.graphs.log_det_path import LogDetPath
 from fallline.graphs.neighbors import neighbor_graph
+from fallline.graphs.nodewise_scores import LeastSquaresScore, LogisticScore, NodewiseScore
 from fallline.graphs.notears import NOTEARS, Notears
-from fallline.graphs.scores import (
-    EqualVarianceScore,
-    LeastSquaresScore,
-    LogisticScore,
-    NodewiseScore,
-    Score,
-    UnequalVarianceScore,
-)
+from fallline.graphs.prototypes import MeanPrototype, ModePrototype
+from fallline.graphs.scores import EqualVarianceScore, Score, UnequalVarianceScore
 from fallline.graphs.simulation import erdos_renyi, scale_free
 from fallline.graphs.structure import StructureLearning, h
 from fallline.graphs.topological_swaps import TopologicalSwaps, TopoSwap

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fallline.core.budget import Budget
 from fallline.graphs.log_det_path import LogDetPath
-from fallline.graphs.scores import EqualVarianceScore, LeastSquaresScore, Score, UnequalVarianceScore
+from fallline.graphs.nodewise_scores import LeastSquaresScore
+from fallline.graphs.scores import EqualVarianceScore, Score, UnequalVarianceScore
 from fallline.graphs.structure import StructureLearner
 from fallline.graphs.weighted_dag import WeightedDAG, to_dag
 

@@ -25,7 +25,8 @@ from fallline.core.keys import Key
 from fallline.core.method import Method, Report, State
 from fallline.core.problem import Problem
 from fallline.core.space import Range
-from fallline.graphs.scores import LeastSquaresScore, Score
+from fallline.graphs.nodewise_scores import LeastSquaresScore
+from fallline.graphs.scores import Score
 from fallline.graphs.structure import KINDS, StructureLearner
 
 RHO_MAX = 1e16

@@ -24,7 +24,8 @@ from fallline.core.problem import Problem
 from fallline.core.result import Result
 from fallline.core.terms import L1
 from fallline.core.warning import warn
-from fallline.graphs.scores import LeastSquaresScore, Score
+from fallline.graphs.nodewise_scores import LeastSquaresScore
+from fallline.graphs.scores import Score
 from fallline.graphs.weighted_dag import WeightedDAG, to_dag
 
 KINDS = ("structure",)

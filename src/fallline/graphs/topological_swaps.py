@@ -28,7 +28,8 @@ from fallline.core.keys import Key
 from fallline.core.method import Method, Report, State
 from fallline.core.problem import Problem
 from fallline.core.space import Range
-from fallline.graphs.scores import LeastSquaresScore, Score, check_nodewise
+from fallline.graphs.nodewise_scores import LeastSquaresScore, check_nodewise
+from fallline.graphs.scores import Score
 from fallline.graphs.structure import KINDS, StructureLearner, StructureLearning
 from fallline.graphs.weighted_dag import WeightedDAG, topological_order
 

@@ -153,7 +153,7 @@ class WeightedDAG:
 
     def score(self, X: Any, score: Score | None = None) -> float:
         """Return F(W) on data ``(n, d)``; by default the least-squares score (1/2n) ‖X − XW‖²."""
-        from fallline.graphs.scores import LeastSquaresScore
+        from fallline.graphs.nodewise_scores import LeastSquaresScore
         from fallline.graphs.structure import StructureLearning
 
         return StructureLearning(X, score or LeastSquaresScore()).observe(self.weights)["value"]
