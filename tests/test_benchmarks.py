@@ -26,6 +26,7 @@ import trajectories  # noqa: E402
 from figures import RESULTS, Benchmark, Goal, Row, Table, read  # noqa: E402
 from harness import Contestant, Missing, Operation, Options  # noqa: E402
 
+import graphs  # noqa: E402
 import study  # noqa: E402
 
 RESULT_FILES = sorted(RESULTS.glob("*.json"))
@@ -269,6 +270,13 @@ def test_a_quick_look_at_curvature() -> None:
     products, steps = [["evaluated again", "kept"]] * 2, [["203 parameters", "803 parameters"]]
     assert [[row.name for row in table.rows] for table in found] == products + steps
     assert all(table.figure(goal.row, goal.figure) is not None for table in found for goal in table.goals)
+
+
+def test_a_quick_look_at_graphs() -> None:
+    (table,) = graphs.tables(replace(QUICK, only=("TopoSwap",)))
+    assert [row.name for row in table.rows] == ["gcastle Notears", "TopoSwap", "NOTEARS, then TopoSwap"]
+    assert len(table.goals) == 2 and table.rows[1].figures.keys() == {"SHD", "largest SHD", "SID"}
+    assert table.rows[0].missing or len(table.rows[1].ratios) == 2
 
 
 def test_a_quick_look_at_the_machinery_and_at_records() -> None:

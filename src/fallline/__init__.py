@@ -23,8 +23,8 @@ _HOMES = {
     "NonFiniteError": "core.errors", "FixedPoint": "core.fixed_point", "Fractional": "core.fractional",
     "Quadratic": "core.quadratic",
 }
-_PACKAGES = ("core", "optim", "solvers", "equations", "bilevel", "blackbox", "distributed", "physics", "surgery", "landscape",
-             "problems", "claims", "study")
+_PACKAGES = ("core", "optim", "solvers", "equations", "graphs", "bilevel", "blackbox", "distributed", "physics", "surgery",
+             "landscape", "problems", "claims", "study")
 
 __all__ = [*_HOMES, *_PACKAGES, "__version__"]
 
