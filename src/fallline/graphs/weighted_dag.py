@@ -193,15 +193,27 @@ class WeightedDAG:
         return figure.update_layout(template="simple_white", xaxis_visible=False, yaxis_visible=False, showlegend=False)
 
     def _places(self) -> list[tuple[float, float]]:
-        """Where nodes are drawn: across, the longest path from a root; upwards, evenly, every other column shifted."""
+        """Where nodes are drawn: across, the longest path from a root; upwards, evenly, with columns shifted against each other.
+
+        Of some shifts the one whose edges keep furthest from the nodes that they pass.
+        """
         levels = [0] * len(self.names)
         for node in self.order.tolist():
             parents = self.weights[:, node].nonzero().flatten().tolist()
             levels[node] = max((levels[p] + 1 for p in parents), default=0)
         columns = {level: [node for node in self.order.tolist() if levels[node] == level] for level in set(levels)}
-        heights = {node: k - (len(column) - 1) / 2 + 0.25 * (level % 2)
-                   for level, column in columns.items() for k, node in enumerate(column)}
-        return [(float(levels[node]), heights[node]) for node in range(len(levels))]
+        middle = {node: k - (len(column) - 1) / 2 for column in columns.values() for k, node in enumerate(column)}
+
+        def placed(shift: float) -> list[tuple[float, float]]:
+            return [(float(level), middle[node] + shift * level % 1) for node, level in enumerate(levels)]
+
+        return max((placed(k / 20) for k in range(20)), key=self._clearance)
+
+    def _clearance(self, places: list[tuple[float, float]]) -> float:
+        """The least height between an edge and a node that it passes above or below."""
+        found = [abs(places[i][1] + (x - places[i][0]) / (places[j][0] - places[i][0]) * (places[j][1] - places[i][1]) - y)
+                 for i, j in self.weights.nonzero().tolist() for x, y in places if places[i][0] < x < places[j][0]]
+        return min(found, default=0.0)
 
     def __repr__(self) -> str:
         sizes = self.weights[self.weights != 0].abs()

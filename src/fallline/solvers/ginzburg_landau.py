@@ -232,6 +232,7 @@ def plot_phases(u: Tensor) -> Any:
         figure = go.Figure(go.Scatter(x=axes[0], y=field.tolist(), mode="lines"))
     elif field.ndim == 2:
         figure = go.Figure(go.Heatmap(z=field.T.tolist(), x=axes[0], y=axes[1], zmin=-1, zmax=1, colorscale="RdBu"))
+        figure.update_yaxes(scaleanchor="x", constrain="domain").update_xaxes(constrain="domain")
     elif field.ndim == 3:
         x, y, z = (each.flatten().tolist() for each in torch.meshgrid(*map(torch.tensor, axes), indexing="ij"))
         figure = go.Figure(go.Isosurface(x=x, y=y, z=z, value=field.flatten().tolist(), isomin=0, isomax=0))
