@@ -45,6 +45,14 @@ def test_values_and_derivatives_are_those_of_the_formula(loss, sparse):
     close(problem.linear_model.column_curvatures(), LOSSES[loss].largest_curvature * (w @ A**2) + 0.3)
 
 
+def test_products_and_slopes_of_sparse_models():
+    A, y, x = data("logistic")
+    dense, sparse = fl.LinearModel(A, y, "logistic", ridge=0.2), fl.LinearModel(A.to_sparse(), y, "logistic", ridge=0.2)
+    value, slope = sparse.jvp(x, y[:6])
+    torch.testing.assert_close(value, dense.value(x))
+    torch.testing.assert_close(slope, dense.gradient(x) @ y[:6])
+
+
 def test_a_mean_by_default_and_batches_are_unbiased():
     A, y, x = data("squared")
     problem = fl.LinearModel(A, y, ridge=0.1, batch_size=4)

@@ -57,6 +57,14 @@ def test_clean_normal_data_are_accepted_and_the_angle_is_within_theta():
     assert found.bound <= 10 * found.theta
 
 
+def test_the_opposite_halfspace_is_never_accepted():
+    X = torch.randn(40_000, 3, dtype=D, generator=torch.Generator().manual_seed(7))
+    y = (X @ torch.tensor([1.0, 2.0, 3.0], dtype=D)).sign()
+    for eps in (0.45, 0.49, 0.53, 1.0):
+        found = tester.test_and_learn(X, y, eta=0.1, eps=eps, widths=(0.1,), steps=30, key=7)
+        assert not found or found.error < 0.5
+
+
 def test_narrow_bands_of_many_points_give_bounds_that_say_something():
     X, w = normals(400_000, 3)
     found = tester.test_and_learn(X, (X @ w).sign(), eta=0.0, eps=0.3, widths=(0.05, 0.1))
@@ -92,7 +100,8 @@ def test_the_key_decides():
     ({"noise": "gaussian"}, "noise"), ({"eta": 0.5}, "eta"), ({"widths": ()}, "widths"), ({"widths": (-1.0,)}, "widths"),
     ({"y": torch.zeros(20_000)}, "-1 or 1"), ({"y": torch.ones(3)}, "shapes"), ({"X": torch.randn(20_000, 1)}, "2 columns"),
     ({"X": torch.randn(40, 5), "y": torch.ones(40)}, "too small"),
-    ({"X": torch.ones(20_000, 3)}, "vary in every direction"),
+    ({"X": torch.ones(20_000, 3)}, "vary in every direction"), ({"eps": math.nan}, "eps"), ({"steps": 0}, "steps"),
+    ({"X": torch.full((20_000, 3), math.nan)}, "finite"),
 ])
 def test_bad_input_is_named(change, message):
     X, w = normals(20_000, 3)

@@ -59,7 +59,7 @@ def test_the_limits_are_the_batch_perceptrons_and_ties_count_half():
 def test_it_stops_at_the_first_separation_with_the_margin_as_certificate():
     result = fl.solve(problem(), NormalizedLargeStepGD(), fl.Budget(steps=1_000))
     X, y = data()
-    assert result.success and result.gap == 0
+    assert result.success and result.gap == 0 and result.counts["samples"] == 40 * (result.nit + 1)
     margins = y * (X @ result.x) / result.x.norm()
     assert float(margins.min()) > 0 and result.certificate == pytest.approx(float(margins.min()))
 
@@ -108,5 +108,7 @@ def test_the_door():
         fl.solve(fl.LinearModel(*data(), "logistic", ridge=0.1), LargeStepGD(), fl.Budget(steps=1))
     with pytest.raises(WrongProblem, match="squared"):
         fl.solve(fl.LinearModel(*data()), LargeStepGD(), fl.Budget(steps=1))
+    with pytest.raises(WrongProblem, match="weights"):
+        fl.solve(fl.LinearModel(*data(), "logistic", weights=torch.ones(40, dtype=D)), LargeStepGD(), fl.Budget(steps=1))
     with pytest.raises(fl.MissingOracle, match="LinearModel"):
         fl.solve(fl.FiniteSum(lambda x, a: (a @ x).mean(), torch.ones(3, 2), torch.ones(2)), LargeStepGD(), fl.Budget(steps=1))

@@ -7,6 +7,7 @@ import scipy.sparse.linalg
 import torch
 
 import fallline as fl
+from fallline.core.operators import LinearOperator
 from fallline.solvers import (
     AICN,
     AcceleratedCubic,
@@ -22,7 +23,7 @@ from fallline.solvers import (
     TrustRegionNewton,
     gns_radius,
 )
-from fallline.solvers.descent import Fixed
+from fallline.solvers.descent import CubicNewton, Fixed
 
 D = torch.float64
 
@@ -270,7 +271,7 @@ def test_matrices_operators_and_scipys_agree():
     B = (B + B.T) / 2
     v = torch.linspace(-1, 1, 7, dtype=D)
     expected = SymmetricPolyPrecond(B, 3).matvec(v)
-    for held in (fl.core.operators.LinearOperator.from_tensor(B), scipy.sparse.linalg.aslinearoperator(B.numpy()), B.to_sparse()):
+    for held in (LinearOperator.from_tensor(B), scipy.sparse.linalg.aslinearoperator(B.numpy()), B.to_sparse()):
         torch.testing.assert_close(SymmetricPolyPrecond(held, 3).matvec(v), expected, rtol=1e-8, atol=1e-10)
 
 
@@ -278,7 +279,7 @@ def test_estimated_traces_are_near_the_exact_ones():
     n = 60
     B = torch.diag(torch.linspace(1, 2, n, dtype=D))
     B[0, 1] = B[1, 0] = 0.3
-    exact, estimated = SymmetricPolyPrecond(B, 2), SymmetricPolyPrecond(fl.core.operators.LinearOperator.from_tensor(B), 2, probes=20)
+    exact, estimated = SymmetricPolyPrecond(B, 2), SymmetricPolyPrecond(LinearOperator.from_tensor(B), 2, probes=20)
     assert estimated.coefficients == pytest.approx(exact.coefficients, rel=0.05)
 
 
@@ -305,6 +306,103 @@ def test_krylov_of_full_degree_solves_a_quadratic_in_one_step():
 
 def test_a_direction_that_is_not_of_descent_is_refused_with_a_remedy():
     problem = bowl()
-    indefinite = fl.core.operators.LinearOperator.from_tensor(torch.diag(torch.tensor([1.0, 1.0, -0.5], dtype=D)))
+    indefinite = LinearOperator.from_tensor(torch.diag(torch.tensor([1.0, 1.0, -0.5], dtype=D)))
     result = fl.solve(problem, KrylovGD(indefinite, 2), fl.Budget(steps=3))
     assert result.status == "failed"
+
+
+# ---------------------------------------------------------------- what was once wrong
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_small_objectives_are_searched_like_large_ones(scale):
+    residuals = lambda x: scale * torch.cat([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]])
+    problem = fl.LeastSquares(residuals, torch.tensor([-1.2, 1.0], dtype=D))
+    for method in (GradRegNewton("zero"), Minimizer(fl.solvers.descent.GradientStep(), fl.solvers.descent.Backtracking())):
+        values = []
+        fl.solve(problem, method, fl.Budget(steps=200), callback=lambda m, seen=values: seen.append(float(m.report.value) / scale**2))
+        assert max(values) == values[0] and values[-1] < 5
+
+
+def test_singular_hessians_in_single_precision_are_inverted_on_their_range():
+    A = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    problem = fl.LinearModel(torch.cat([A, A], 1), torch.sign(A[:, 0] + torch.randn(40, generator=torch.Generator().manual_seed(1))),
+                             "logistic")
+    for method in (DampedNewton(), AICN(10.0), PreconditionedGD(), KrylovGD()):
+        assert fl.solve(problem, method, fl.Budget(steps=10)).status != "failed"
+    Q = torch.linalg.qr(A).Q
+    SymmetricPolyPrecond((Q * torch.linspace(1, 5, 20)) @ Q.T, 2)
+
+
+def test_fisher_matrices_of_sums_and_means_are_alike():
+    A = torch.randn(200, 3, dtype=D, generator=torch.Generator().manual_seed(0))
+    y = torch.sign(A[:, 0] + torch.randn(200, dtype=D, generator=torch.Generator().manual_seed(1)))
+    x = torch.zeros(3, dtype=D)
+    mean, total = fl.LinearModel(A, y, "logistic"), fl.LinearModel(A, y, "logistic", weights=torch.ones(200, dtype=D))
+    source = fl.solvers.descent.Fisher()
+    torch.testing.assert_close(source.matrix(total, x), 200 * source.matrix(mean, x))
+    rows = mean.per_sample_gradients(x)
+    torch.testing.assert_close(source.matrix(mean, x), rows.T @ rows / 200)
+
+
+def test_a_solved_problem_stays_solved():
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=D)
+    problem = fl.Smooth(lambda x: x @ x / 2 - b @ x, torch.zeros(3, dtype=D))
+    for start in (torch.zeros(3, dtype=D), b):
+        result = fl.solve(fl.Smooth(lambda x: x @ x / 2 - b @ x, start), PreconditionedFGM(mu=0.1, degree=1), fl.Budget(steps=1_500))
+        assert result.status == "budget"
+        torch.testing.assert_close(result.x, b)
+    assert fl.solve(problem, PreconditionedGD(degree=7), fl.Budget(steps=50), tol=1e-8).success  # cut to n − 1
+
+
+def test_tiny_gradients_in_single_precision_do_not_crash():
+    result = fl.solve(fl.Smooth(lambda x: (x**4).sum(), torch.ones(2)), TrustRegionCG(), fl.Budget(steps=200))
+    assert result.status in ("budget", "converged") and float(result.x.abs().max()) < 1e-6
+
+
+def test_saddles_are_left_with_products_too():
+    saddle = fl.Smooth(lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4, torch.zeros(2, dtype=D))
+    method = Minimizer(CubicNewton(), fl.solvers.descent.Backtracking(), fl.solvers.descent.Products())
+    assert float(fl.solve(saddle, method, fl.Budget(steps=50)).x[1].abs()) == pytest.approx(0.5**0.5)
+
+
+def test_indefinite_matrices_at_the_start_end_a_run_with_a_reason():
+    hill = fl.Smooth(lambda x: torch.cos(x).sum() + 0.01 * (x**2).sum(), torch.full((4,), 0.3, dtype=D))
+    for method in (PreconditionedGD(), PreconditionedFGM()):
+        result = fl.solve(hill, method, fl.Budget(steps=3))
+        assert result.status == "failed" and "positive semi-definite" in result.message
+
+
+def test_krylov_steps_cost_their_products():
+    calls = []
+    B = LinearOperator((4, 4), lambda v: calls.append(1) or 2 * v + 0.1 * v.flip(0), lambda v: v, dtype=D)
+    fl.solve(fl.Smooth(lambda x: (x**2).sum() + x.sum(), torch.arange(4, dtype=D)), KrylovGD(B, 2), fl.Budget(steps=3))
+    assert len(calls) <= 3 * 3
+
+
+def test_given_jacobians_give_the_gradient():
+    A = torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.5, -1.0]], dtype=D)
+    residuals = lambda x: torch.from_numpy(A.numpy() @ x.detach().numpy()) - 1
+    problem = fl.LeastSquares(residuals, torch.zeros(2, dtype=D), jacobian=lambda x: A)
+    torch.testing.assert_close(problem.gradient(problem.x0), A.T @ residuals(problem.x0))
+    assert fl.solve(problem, GradRegNewton("gauss_newton"), fl.Budget(steps=50), tol=1e-8).success
+
+
+@pytest.mark.parametrize("metric", [torch.tensor([1.0, -1.0, 1.0], dtype=D), torch.zeros(3, dtype=D), torch.ones(3, 4, dtype=D),
+                                    -torch.eye(3, dtype=D)])
+def test_metrics_that_are_none_are_named(metric):
+    with pytest.raises(ValueError, match="metric"):
+        GradRegNewton(metric=metric)
+    with pytest.raises(ValueError, match="3 variables"):
+        fl.solve(bowl(), GradRegNewton(metric=torch.ones(1, dtype=D)), fl.Budget(steps=1))
+
+
+def test_unknown_matrices_of_the_radius_are_named():
+    with pytest.raises(ValueError, match="'exact', 'zero'"):
+        gns_radius(bowl(), bowl().x0, "fisher")
+
+
+def test_gauss_newton_products_of_a_linear_model_are_its_bound():
+    A = torch.randn(30, 4, dtype=D, generator=torch.Generator().manual_seed(0))
+    problem = fl.LinearModel(A, torch.sign(A[:, 0]), "logistic", ridge=0.1)
+    assert fl.solve(problem, TrustRegionCG(hvp="gauss_newton"), fl.Budget(steps=200), tol=1e-8).success

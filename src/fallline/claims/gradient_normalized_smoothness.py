@@ -79,8 +79,9 @@ def curvature_sources(scale: Scale, seed: int) -> Evidence:
     ordered = []
     for s in range(seed, seed + 3):
         part = logistic(*half(rows, labels, s))
-        counts = [iterations(gaps(part, hess, LIMITS[hess] + 1), LIMITS[hess] + 1) for hess in LIMITS]
-        ordered.append(float(counts == sorted(counts)))
+        cap = LIMITS["zero"] + 1
+        counts = [iterations(gaps(part, hess, cap), cap) for hess in LIMITS]
+        ordered.append(float(counts == sorted(counts) and counts[-2] < cap))
     return Evidence([
         *(at_most(f"steps, {hess}", taken[hess], LIMITS[hess]) for hess in ("exact", "fisher", "gauss_newton")),
         at_least("steps, zero", taken["zero"], LIMITS["zero"] + 1),

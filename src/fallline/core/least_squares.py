@@ -51,5 +51,11 @@ def LeastSquares(residuals: Callable[[Tree], Tensor], x0: Tree, *, jacobian: Cal
     def value(x: Tree) -> Tensor:
         return residuals(x).square().sum() / 2
 
+    def value_and_gradient(x: Tree) -> tuple[Tensor, Tree]:
+        r, J = linearization(x)
+        return r.square().sum() / 2, tree.unflatten(J.mT @ r, x)
+
     oracles: dict[str, Callable[..., Any]] = {"value": value, "linearization": linearization}
+    if jacobian is not None:  # the residuals need not be torch's
+        oracles["value_and_gradient"] = value_and_gradient
     return Problem(x0, oracles, **{"kind": "least-squares", "given": {"residuals": residuals}, **options})

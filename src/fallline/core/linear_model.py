@@ -25,7 +25,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from fallline.core.keys import Key
 from fallline.core.operators.columns import DenseColumns, SparseColumns, columns_of
@@ -72,7 +72,7 @@ def _inside(z: Tensor, value: Tensor) -> Tensor:
 
 LOSSES = {loss.name: loss for loss in (
     PointLoss("squared", lambda z, y: (z - y) ** 2 / 2, lambda z, y: z - y, lambda z, y: torch.ones_like(z), 1.0),
-    PointLoss("logistic", lambda z, y: softplus(-y * z), lambda z, y: -y * torch.sigmoid(-y * z), _logistic_curvature, 0.25),
+    PointLoss("logistic", lambda z, y: -logsigmoid(y * z), lambda z, y: -y * torch.sigmoid(-y * z), _logistic_curvature, 0.25),
     PointLoss("sigmoid", lambda z, y: torch.sigmoid(-y * z), lambda z, y: -y * _logistic_curvature(z, y), _sigmoid_curvature,
               3**0.5 / 18),
     PointLoss("log", lambda z, y: _inside(z, -z.log()), lambda z, y: -1 / z, lambda z, y: z**-2, math.inf),
@@ -234,6 +234,11 @@ def _oracles(parts: LinearParts) -> dict[str, Callable[..., Any]]:
         curvature = w * loss.curvature(apply(x.detach()), y)
         return lambda v: transpose(curvature * apply(v)) + ridge * v
 
+    def jvp(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach()
+        z = apply(x)
+        return of_predictions(z, x), (w * loss.slope(z, y)) @ apply(v) + ridge * (x @ v)
+
     def hessian(x: Tensor) -> Tensor:
         A = parts.A.to_dense()
         curved = A * (w * loss.curvature(apply(x.detach()), y))[:, None]
@@ -245,4 +250,4 @@ def _oracles(parts: LinearParts) -> dict[str, Callable[..., Any]]:
         return (len(A) * w * loss.slope(z, y))[:, None] * A + ridge * x.detach()
 
     return {"value": lambda x: of_predictions(apply(x), x), "value_and_gradient": value_and_gradient,
-            "linearized_gradient": linearized_gradient, "hessian": hessian, "per_sample_gradients": per_sample_gradients}
+            "linearized_gradient": linearized_gradient, "jvp": jvp, "hessian": hessian, "per_sample_gradients": per_sample_gradients}

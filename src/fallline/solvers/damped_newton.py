@@ -64,7 +64,7 @@ class DampedSearch(Search):
         if ray.indefinite:
             return Found(None, memory, _indefinite())
         for j in range(TRIALS):
-            theta = self.c**j * sigma * ray.decrement**self.beta
+            theta = math.exp(min(700.0, j * math.log(self.c))) * sigma * ray.decrement**self.beta
             alpha = 1 / (1 + theta)
             step = ray(alpha)
             point = None if step is None else trials.at(step)

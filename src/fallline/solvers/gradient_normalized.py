@@ -104,6 +104,8 @@ def gns_radius(problem: Problem, x: Tree, hess: Tensor | Literal["exact", "zero"
         The gradient at x is 0, or H has another shape.
     """
     check_count("directions", directions, "32 is typical")
+    if isinstance(hess, str) and hess not in ("exact", "zero"):
+        raise ValueError(f"hess must be 'exact', 'zero' or a matrix, got {hess!r}")
     flat = tree.flatten(x)
     gradient = tree.flatten(problem.gradient(x))
     norm = float(torch.linalg.vector_norm(gradient))

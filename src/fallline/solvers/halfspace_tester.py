@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_count
 from fallline.core.keys import Key, as_key
 
 FACTOR = 2.0
@@ -109,7 +110,7 @@ def test_and_learn(X: Tensor, y: Tensor, noise: Literal["massart", "adversarial"
     ValueError
         Shapes, labels or η are illegal, X has no variance in some direction, or n is too small for T2 at any width.
     """
-    _check(X, y, noise, eta, widths)
+    _check(X, y, noise, eta, widths, eps, steps)
     X = X.double()
     order = torch.randperm(len(X), generator=as_key(key).fold("split").generator()).to(X.device)
     learning, testing = order[: len(X) // 2], order[len(X) // 2:]
@@ -118,6 +119,9 @@ def test_and_learn(X: Tensor, y: Tensor, noise: Literal["massart", "adversarial"
     candidates = _candidates(Z[learning], labels[learning], torch.tensor(widths, dtype=X.dtype, device=X.device), steps)
     tested, signs = Z[testing], labels[testing]
     errors = ((tested @ candidates.mT).sign() != signs[:, None]).double().mean(0)
+    # The tests and the angle are the same for w and −w, one of which is within θ of the best: the one that errs less.
+    candidates = torch.where((errors > 0.5)[:, None], -candidates, candidates)
+    errors = torch.minimum(errors, 1 - errors)
     best = float(errors.min())
     accepted: list[Accept] = []
     reasons: list[tuple[int, str]] = []
@@ -136,7 +140,7 @@ def test_and_learn(X: Tensor, y: Tensor, noise: Literal["massart", "adversarial"
     return Reject(max(reasons)[1])
 
 
-def _check(X: Tensor, y: Tensor, noise: str, eta: float, widths: Sequence[float]) -> None:
+def _check(X: Tensor, y: Tensor, noise: str, eta: float, widths: Sequence[float], eps: float, steps: int) -> None:
     if X.ndim != 2 or y.shape != (len(X),):
         raise ValueError(f"X must be rows (n, d) and y n labels, got shapes {tuple(X.shape)} and {tuple(y.shape)}")
     if not bool((y.abs() == 1).all()):
@@ -147,6 +151,11 @@ def _check(X: Tensor, y: Tensor, noise: str, eta: float, widths: Sequence[float]
         raise ValueError(f"eta must be in [0, 1/2), got {eta}: labels that are wrong half of the time say nothing")
     if not widths or not all(0 < width < math.inf for width in widths):
         raise ValueError(f"widths must be numbers > 0, got {tuple(widths)}")
+    if not eps > 0:
+        raise ValueError(f"eps must be > 0, got {eps}")
+    check_count("steps", steps, "100 is typical")
+    if not bool(torch.isfinite(X).all()):
+        raise ValueError("X must be finite, and has NaN or infinite entries")
     d = X.shape[1]
     needed = ROWS_A_MOMENT * d * (d - 1) // 2
     held = len(X) / 2 * math.erf(max(widths) / 2 / math.sqrt(2))
@@ -249,6 +258,8 @@ def disagreement_bound(X: Tensor, w: Tensor, theta: float) -> float:
     theta : float
         In [0, π/2).
     """
+    if X.ndim != 2 or X.shape[1] < 2 or not bool(torch.isfinite(X).all()):
+        raise ValueError(f"X must be finite rows (n, d) of at least two columns, got shape {tuple(X.shape)}")
     if w.shape != X.shape[1:] or not float(torch.linalg.vector_norm(w)) > 0:
         raise ValueError(f"w must be a vector of {X.shape[1]} numbers that is not 0, got shape {tuple(w.shape)}")
     if not 0 <= theta < math.pi / 2:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from fallline.core.budget import Budget
 from fallline.core.checks import check_count
@@ -54,6 +54,9 @@ class _LargeSteps(Method):
         if model.loss.name != "logistic" or model.ridge:
             raise WrongProblem(f"{type(self).__name__} separates data: it needs LinearModel(A, y, 'logistic') without a ridge, "
                                f"got the {model.loss.name!r} loss and ridge={model.ridge:g}")
+        if not bool((model.weights * len(model.weights) - 1).abs().max() < 1e-6):
+            raise WrongProblem(f"{type(self).__name__} counts all data points alike, and the model has weights of its own; "
+                               "leave them out")
 
     def init(self, problem: Problem, key: Key) -> State:
         return self._seen(problem, problem.x0.clone())
@@ -61,8 +64,9 @@ class _LargeSteps(Method):
     def _seen(self, problem: Problem, x: Tensor) -> State:
         model = problem.linear_model
         problem.counts.add("matvecs")
+        problem.counts.add("samples", len(model.targets))
         margins = model.targets * model.operator.matvec(x)
-        return {"x": x, "margins": margins, "loss": softplus(-margins).mean()}
+        return {"x": x, "margins": margins, "loss": -logsigmoid(margins).mean()}
 
     def step(self, problem: Problem, state: State) -> State:
         margins = state["margins"]

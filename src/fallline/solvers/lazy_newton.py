@@ -119,8 +119,8 @@ class _Lazy(Method):
 
 
 def _noise(state: State) -> float:
-    """The rounding error of f, below which differences of f say nothing: close to the solution they must decide nothing."""
-    return 16 * torch.finfo(state["value"].dtype).eps * max(1.0, abs(float(state["anchor_value"])))
+    """The rounding error of f, relative to f itself, below which differences of f say nothing and must decide nothing."""
+    return 16 * torch.finfo(state["value"].dtype).eps * abs(float(state["anchor_value"]))
 
 
 @register("lazy-newton")

@@ -31,7 +31,7 @@ from fallline.core.space import Integers, Range
 from fallline.core.tree import Tree
 from fallline.solvers.descent.curvature import Curvature, Memory
 from fallline.solvers.descent.descents import Descent, Path, Ray
-from fallline.solvers.descent.local import CUT, Local, finite
+from fallline.solvers.descent.local import Local, Unusable, cut, finite
 from fallline.solvers.descent.minimizer import KINDS, Composed
 from fallline.solvers.descent.searches import Backtracking, Point, Search
 from fallline.solvers.symmetric_polynomials import SymmetricPolyPrecond, checked_symmetric, operator_of, polynomial
@@ -69,11 +69,20 @@ class Constant(Curvature):
             memory = {**memory, "matrix": finite(problem.hessian(x))}
         B = memory["matrix"] if self.B is None else self.B
         if memory["coefficients"] is None:
-            made = SymmetricPolyPrecond(B, self.degree)
-            memory = {**memory, "coefficients": made.coefficients, "scale": made.scale}
+            memory = {**memory, **self._coefficients(B)}
         operator, coefficients, scale = operator_of(B), memory["coefficients"], memory["scale"]
         local = _Constant(operator, lambda v: polynomial(operator, coefficients, scale, v))
         return cast(Local, local), memory
+
+    def _coefficients(self, B: Any) -> Memory:
+        degree = min(self.degree, B.shape[0] - 1)
+        if degree == 0:  # P = I: no traces are needed
+            return {"coefficients": [1.0], "scale": 1.0}
+        try:
+            made = SymmetricPolyPrecond(B, degree)
+        except ValueError as error:
+            raise Unusable(f"{error}; give a positive semi-definite B" if self.B is None else str(error)) from None
+        return {"coefficients": made.coefficients, "scale": made.scale}
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,10 @@ class KrylovStep(Descent):
         reduced = lanczos(operator, min(self.degree + 1, len(gradient)), start=gradient)
         values, vectors = torch.linalg.eigh(reduced.tridiagonal)
         # A direction that H does not see must not be divided by: the step leaves it out.
-        seen = values > CUT * values[-1].abs()
+        seen = values > cut(values)
         coefficients = torch.where(seen, vectors[0] / torch.where(seen, values, 1.0), 0.0)
         direction = torch.linalg.vector_norm(gradient) * (reduced.basis @ (vectors @ coefficients))
-        return Ray(local, gradient, None if float(values[0]) < -CUT * float(values[-1].abs()) else direction)
+        return Ray(local, gradient, None if float(values[0]) < -cut(values) else direction)
 
 
 def check_degree(degree: Any) -> None:
@@ -148,7 +157,7 @@ class PreconditionedGD(_WithMatrix):
     B : Tensor (n, n), LinearOperator or SciPy's, optional
         Symmetric positive semi-definite with μB ⪯ ∇²f ⪯ LB: AᵀA for linear models. By default the Hessian at the start.
     degree : int, default 3
-        τ; 0 is gradient descent.
+        τ, below n (where B is left out it is cut to that); 0 is gradient descent.
 
     Notes
     -----
@@ -224,7 +233,10 @@ class PreconditionedFGM(Method):
     def step(self, problem: Problem, state: State) -> State:
         if state["failure"]:
             return state
-        local, memory = Constant(self.B, self.degree).at(problem, state["x"], state["curvature"])
+        try:
+            local, memory = Constant(self.B, self.degree).at(problem, state["x"], state["curvature"])
+        except Unusable as error:
+            return {**state, "failure": str(error)}
         x, v, A, M = tree.flatten(state["x"]), state["v"], state["A"], state["M"]
         for _ in range(100):
             c = 1 + self.mu * A
@@ -232,14 +244,19 @@ class PreconditionedFGM(Method):
             y = (A * x + a * v) / (A + a)
             value, gradient = problem.value_and_gradient(tree.unflatten(y, state["x"]))
             g = tree.flatten(gradient)
+            if not bool(g.any()):
+                x = tree.unflatten(y, state["x"])
+                return {**state, "x": x, "value": value, "gap": torch.linalg.vector_norm(g), "v": y, "curvature": memory}
             Pg = cast(Any, local).precondition(g)
             ahead = tree.unflatten(y - Pg / M, state["x"])
             found = problem.value(ahead)
             here = Point(state["x"], value, g)
-            if float(found) <= float(value) - float(g @ Pg) / (2 * M) + here.noise:
+            fall = float(g @ Pg) / (2 * M)
+            if float(found) <= float(value) - fall + here.noise:
                 v = (c * v + self.mu * a * y - a * Pg) / (1 + self.mu * (A + a))
-                return {"x": ahead, "value": found, "gap": torch.linalg.vector_norm(g), "v": v, "A": A + a, "M": M / 2, "failure": "",
-                        "curvature": memory}
+                return {"x": ahead, "value": found, "gap": torch.linalg.vector_norm(g), "v": v, "A": A + a,
+                        "M": M / 2 if fall > here.noise else M,  # rounding passes with every M
+                        "failure": "", "curvature": memory}
             M *= 2
         return {**state, "failure": f"no M up to {M:.3g} gives a sufficient decrease: is the gradient that of the objective?"}
 

@@ -135,7 +135,8 @@ class AdaSketchNewton(Method):
         z, slope, state = self._direction(problem, here, system, state)
         n = len(here.gradient)
         merit = _merit(here, multipliers, state["eta1"], state["eta2"])
-        noise = 16 * torch.finfo(residual.dtype).eps * max(1.0, abs(merit))
+        parts = abs(float(here.value)) + abs(float(multipliers @ here.constraints))  # which may cancel
+        noise = 16 * torch.finfo(residual.dtype).eps * max(parts, abs(merit))
         alpha = 1.0
         for _ in range(HALVINGS):
             ahead = LagrangePoint.at(problem, tree.add(here.x, tree.unflatten(alpha * z[:n], here.x)))

@@ -18,6 +18,7 @@ from torch import Tensor
 from fallline.core.checks import check_count
 from fallline.core.keys import Key, as_key
 from fallline.core.operators import LinearOperator, lanczos
+from fallline.solvers.descent.local import cut
 
 
 class SymmetricPolyPrecond:
@@ -55,7 +56,7 @@ class SymmetricPolyPrecond:
         self.degree = degree
         if isinstance(B, Tensor) and B.layout is torch.strided:
             eigenvalues = torch.linalg.eigvalsh(B)
-            if float(eigenvalues[0]) < -1e-10 * float(eigenvalues[-1].abs()):
+            if float(eigenvalues[0]) < -cut(eigenvalues):
                 raise ValueError(f"B must be positive semi-definite, got the eigenvalue {float(eigenvalues[0]):.3g}")
             self.scale = float(eigenvalues.mean())
             symmetric = _symmetric_of_values(eigenvalues.clamp(min=0) / self.scale, degree)
@@ -102,7 +103,7 @@ def checked_symmetric(B: Any) -> LinearOperator:
         raise ValueError(f"B must be square, got shape {tuple(B.shape)}")
     if isinstance(B, Tensor) and B.layout is torch.strided:
         apart = float((B - B.mT).abs().max())
-        if not apart <= 1e-8 * float(B.abs().max()):
+        if not apart <= max(1e-8, 10 * len(B) * torch.finfo(B.dtype).eps) * float(B.abs().max()):
             raise ValueError(f"B must be symmetric and finite, and differs from its transpose by up to {apart:.3g}; "
                              "(B + B.T) / 2 is symmetric")
     return operator_of(B)

@@ -74,7 +74,8 @@ class TrustRegionNewton(Composed):
 
     Notes
     -----
-    For any smooth objective of up to a few thousand variables; leaves saddle points, with gradient 0 as well.
+    For any smooth objective of up to a few thousand variables. Leaves saddle points, with gradient 0 as well, but where ``tol`` has
+    ended the run before: the gap is the gradient norm.
     """
 
     delta0: float = 1.0

@@ -136,11 +136,22 @@ class RegularizedNewton(Descent):
     metric: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.metric is not None and self.metric.ndim not in (1, 2):
-            raise ValueError(f"metric must be a diagonal (n,) or a matrix (n, n), got shape {tuple(self.metric.shape)}")
+        if self.metric is not None:
+            _check_metric(self.metric)
 
     def path(self, local: Local, gradient: Tensor) -> Path:
+        if self.metric is not None and len(self.metric) != len(gradient):
+            raise ValueError(f"metric must have one entry or row for each of {len(gradient)} variables, got shape "
+                             f"{tuple(self.metric.shape)}")
         return _Regularized(local, gradient, self.metric)
+
+
+def _check_metric(metric: Tensor) -> None:
+    if metric.ndim not in (1, 2) or metric.shape[0] != metric.shape[-1]:
+        raise ValueError(f"metric must be a diagonal (n,) or a matrix (n, n), got shape {tuple(metric.shape)}")
+    positive = (metric > 0).all() if metric.ndim == 1 else torch.linalg.cholesky_ex(metric).info == 0
+    if not bool(positive):
+        raise ValueError("metric must be positive definite, and is not")
 
 
 class _Regularized(Path):
@@ -241,11 +252,13 @@ class _Truncated(Path):
         self.max_iterations = max_iterations
 
     def __call__(self, t: float) -> Step | None:
-        g = self.gradient
+        norm = float(torch.linalg.vector_norm(self.gradient))
+        if norm == 0:
+            return Step(torch.zeros_like(self.gradient), 0.0)
+        # In units of ‖g‖: squares of small gradients would underflow in single precision.
+        g, t = self.gradient / norm, t / norm
         p, r, d = torch.zeros_like(g), g, -g
-        norm = float(torch.linalg.vector_norm(g))
-        tolerance = min(0.5, math.sqrt(norm)) * norm
-        square = norm**2
+        tolerance, square = min(0.5, math.sqrt(norm)), 1.0
         for _ in range(self.max_iterations):
             Hd = self.local.matvec(d)
             curvature = float(d @ Hd)
@@ -262,16 +275,18 @@ class _Truncated(Path):
             if math.isnan(curvature):
                 return None
             tau = _to_boundary(p, d, t)
-            return self._step(p + tau * d, r + tau * Hd, bounded=True)
-        return self._step(p, r, bounded=False)
+            return _scaled_step(g, p + tau * d, r + tau * Hd, norm, bounded=True)
+        return _scaled_step(g, p, r, norm, bounded=False)
 
-    def _step(self, p: Tensor, r: Tensor, bounded: bool) -> Step:
-        """With r = g + Hp the model has fallen by −⟨g + r, p⟩/2."""
-        return Step(p, -float((self.gradient + r) @ p) / 2, bounded=bounded)
+
+def _scaled_step(g: Tensor, p: Tensor, r: Tensor, norm: float, bounded: bool) -> Step:
+    """With r = g + Hp the model has fallen by −⟨g + r, p⟩/2, in units of ‖g‖²."""
+    return Step(norm * p, -float((g + r) @ p) / 2 * norm**2, bounded=bounded)
 
 
 def _to_boundary(p: Tensor, d: Tensor, radius: float) -> float:
     """The τ > 0 with ‖p + τd‖ = radius."""
+    p, d = p.double(), d.double()
     a, b, c = float(d @ d), float(p @ d), float(p @ p) - radius**2
     root = math.sqrt(max(0.0, b * b - a * c))
     return (root - b) / a if b <= 0 else -c / (b + root)

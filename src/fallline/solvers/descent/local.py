@@ -17,10 +17,17 @@ from torch import Tensor
 
 from fallline.core.counts import Counts
 from fallline.core.errors import NonFiniteError
+from fallline.core.keys import Key
 from fallline.core.operators import LinearOperator, conjugate_gradient, lanczos
 
-CUT = 1e-10
-"""Of a singular H, eigenvalues this far below the largest count as zero."""
+
+def cut(values: Tensor) -> float:
+    """Below what magnitude eigenvalues of a singular H count as zero: 1e-10 of the largest, or their rounding error."""
+    return max(1e-10, 10 * len(values) * torch.finfo(values.dtype).eps) * float(values.abs().max())
+
+
+class Unusable(Exception):
+    """A curvature that a descent cannot work with; the message says why, and ends the run."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,10 @@ class Dense:
 
     def _pseudo_solve(self, v: Tensor) -> Tensor | None:
         spectrum = self.spectrum(v)
-        largest = float(spectrum.values.abs().max())
-        if float(spectrum.values[0]) < -CUT * largest:
+        least = cut(spectrum.values)
+        if float(spectrum.values[0]) < -least:
             return None
-        kept = spectrum.values > CUT * largest
+        kept = spectrum.values > least
         inverse = torch.where(kept, 1 / torch.where(kept, spectrum.values, 1.0), 0.0)
         return spectrum.vector(inverse * spectrum.coefficients(v))
 
@@ -149,7 +156,10 @@ class Krylov:
         return None if found.status == "indefinite" else found.solution
 
     def spectrum(self, v: Tensor) -> Spectrum:
-        reduced = lanczos(self.operator, min(self.size, len(v)), start=v)
+        if bool(v.any()):
+            reduced = lanczos(self.operator, min(self.size, len(v)), start=v)
+        else:  # at a stationary point any start shows whether there is negative curvature
+            reduced = lanczos(self.operator, min(self.size, len(v)), generator=Key(0).fold("krylov").generator())
         values, vectors = torch.linalg.eigh(reduced.tridiagonal)
         return Spectrum(values, reduced.basis @ vectors)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -20,6 +21,7 @@ from fallline.core.registry import register
 from fallline.core.space import Range
 from fallline.solvers.descent.curvature import Curvature, Exact
 from fallline.solvers.descent.descents import CubicNewton, Descent
+from fallline.solvers.descent.local import Unusable
 from fallline.solvers.descent.searches import Backtracking, Point, Search, Trials
 
 KINDS = ("smooth", "finite-sum", "training", "least-squares")
@@ -40,25 +42,32 @@ class Composed(Method):
         """Return descent, search and curvature source."""
         raise NotImplementedError(f"{type(self).__name__} must define parts")
 
+    @functools.cached_property
+    def _parts(self) -> tuple[Descent, Search, Curvature]:
+        return self.parts()
+
     def check(self, problem: Problem) -> None:
         super().check(problem)
-        problem.require(*self.parts()[2].needs, by=type(self).__name__)
+        problem.require(*self._parts[2].needs, by=type(self).__name__)
 
     def init(self, problem: Problem, key: Key) -> State:
-        _, search, curvature = self.parts()
+        _, search, curvature = self._parts
         x = tree.clone(problem.x0)
         value, gradient = problem.value_and_gradient(x)
         return {"x": x, "value": value, "gradient": tree.flatten(gradient).to(tree.precision(x)), "search": search.start(),
                 "curvature": curvature.start(key), "failure": ""}
 
     def step(self, problem: Problem, state: State) -> State:
-        descent, search, curvature = self.parts()
+        descent, search, curvature = self._parts
         here = Point(state["x"], state["value"], state["gradient"])
         if not here.finite:
             raise NonFiniteError("the objective or its gradient has NaN or infinite entries")
         if state["failure"] or (not bool(here.gradient.any()) and not descent.leaves_saddles):
             return state
-        local, memory = curvature.at(problem, here.x, state["curvature"])
+        try:
+            local, memory = curvature.at(problem, here.x, state["curvature"])
+        except Unusable as error:
+            return {**state, "failure": str(error)}
         found = search(Trials(problem, here), descent.path(local, here.gradient), state["search"])
         point = found.point or here
         return {"x": point.x, "value": point.value, "gradient": point.gradient, "search": found.memory, "curvature": memory,

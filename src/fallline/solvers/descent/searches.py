@@ -45,8 +45,8 @@ class Point:
 
     @property
     def noise(self) -> float:
-        """The rounding error of f, below which differences of f say nothing: close to a solution they must decide nothing."""
-        return 16 * torch.finfo(self.value.dtype).eps * max(1.0, abs(float(self.value)))
+        """The rounding error of f, relative to f itself, below which differences of f say nothing and must decide nothing."""
+        return 16 * torch.finfo(self.value.dtype).eps * abs(float(self.value))
 
 
 class Trials:
@@ -149,7 +149,9 @@ class Armijo(Search):
     tries: int = 60
 
     def __post_init__(self) -> None:
-        _positive(start_size=self.start_size, c1=self.c1)
+        _positive(start_size=self.start_size)
+        if not 0 < self.c1 < 1:
+            raise ValueError(f"c1 must be between 0 and 1, got {self.c1}; 1e-4 is typical")
 
     def __call__(self, trials: Trials, path: Path, memory: Memory) -> Found:
         here = trials.here
