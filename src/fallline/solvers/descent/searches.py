@@ -53,7 +53,7 @@ class Trials:
     """The objective at points tried from one place."""
 
     def __init__(self, problem: Problem, here: Point) -> None:
-        self.problem, self.here = problem, here
+        self.problem, self.here, self.hidden = problem, here, False
 
     def moved(self, displacement: Tensor) -> Tree:
         return tree.add(self.here.x, tree.unflatten(displacement, self.here.x))
@@ -61,6 +61,23 @@ class Trials:
     def value(self, step: Step) -> float:
         """Return f(x + s)."""
         return float(self.problem.value(self.moved(step.displacement)))
+
+    def judged(self, step: Step, spare: float, point: Point | None = None) -> Point | None:
+        """Return x + s where f has fallen enough, with ``spare`` left; by gradients where rounding hides whether it has.
+
+        Then f must still fall at the step's end, or the gradient not have grown: steps that are too long would swing about a solution
+        as far as rounding hides what they do to f.
+        """
+        point = self.at(step) if point is None else point
+        norms = [torch.linalg.vector_norm(g) for g in (point.gradient, self.here.gradient)]
+        if spare >= 0 or bool(point.gradient @ step.displacement <= 0) or bool(norms[0] <= norms[1]):
+            return point
+        self.hidden = True
+        return None
+
+    def found(self, point: Point | None, memory: Memory, before: Memory, message: str) -> Found:
+        """Return what a search decided: to stay, where all that it could try is hidden by rounding."""
+        return Found(self.here, before) if point is None and self.hidden else Found(point, memory, message)
 
     def at(self, step: Step) -> Point:
         """Return x + s with value and gradient."""
@@ -187,11 +204,11 @@ class Backtracking(Search):
         here = trials.here
 
         def accept(step: Step, t: float) -> Point | None:
-            bound = float(here.value) - (1 - ROUNDING) * step.predicted + here.noise
-            return trials.at(step) if trials.value(step) <= bound else None
+            spare = float(here.value) - (1 - ROUNDING) * step.predicted - trials.value(step)
+            return trials.judged(step, spare) if spare >= -here.noise else None
 
         point, t, message = _halved(path, memory["t"], self.tries, accept)
-        return Found(point, {"t": min(2 * t, LARGEST)}, message)
+        return trials.found(point, {"t": min(2 * t, LARGEST)}, memory, message)
 
 
 @dataclass(frozen=True)
@@ -268,8 +285,8 @@ class GradientNormalized(Search):
             point = trials.at(step)
             if not point.finite:
                 return None
-            enough = path.dual_norm(point.gradient) ** 2 * t / 8
-            return point if float(here.value) - float(point.value) >= enough - here.noise else None
+            spare = float(here.value) - float(point.value) - path.dual_norm(point.gradient) ** 2 * t / 8
+            return trials.judged(step, spare, point) if spare >= -here.noise else None
 
         point, t, message = _halved(path, (memory["gamma"] + 1e-8) / norm, self.tries, accept)
-        return Found(point, {"gamma": min(max(2 * t * norm, 1e-9), LARGEST)}, message)
+        return trials.found(point, {"gamma": min(max(2 * t * norm, 1e-9), LARGEST)}, memory, message)
