@@ -20,7 +20,7 @@ _HOMES = {
     "AskTell": "core.method", "Train": "core.method", "Fitted": "core.method", "Report": "core.method", "Result": "core.result",
     "solve": "core.driver", "minimize": "core.minimize", "Uniform": "core.space", "LogUniform": "core.space",
     "Integers": "core.space", "Choice": "core.space", "compare": "study", "MissingOracle": "core.errors",
-    "NonFiniteError": "core.errors", "FixedPoint": "core.fixed_point",
+    "NonFiniteError": "core.errors", "FixedPoint": "core.fixed_point", "ConstrainedTraining": "core.constrained_training",
 }
 _PACKAGES = ("core", "optim", "solvers", "equations", "bilevel", "blackbox", "distributed", "physics", "surgery", "landscape",
              "problems", "claims", "study")
