@@ -1,14 +1,17 @@
 """You have an objective: smooth, composite, finite-sum, constrained. Newton's family, model-based and
 normalised descent, Frank-Wolfe, sparse regression, phase fields,
-networks under constraints.
+networks under constraints, learned dual bounds.
 
 ``solvers.descent`` has the parts that Newton-type methods are composed of.
 """
 
 from fallline.solvers.accelerated_cubic import AcceleratedCubic
+from fallline.solvers.conic_families import BoxConic, ConicFamily, MultiKnapsack, ProductionPlanning
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
 from fallline.solvers.descent import Minimizer
 from fallline.solvers.dual_ascent import DualAscent, FeasibilityReport
+from fallline.solvers.dual_completion import ConicMinimizer, box_bound, envelope_bound
+from fallline.solvers.dual_proxy import BoundGaps, DualProxy, dual_lagrangian_learning
 from fallline.solvers.feasibility import Feasibility, Separation
 from fallline.solvers.frank_wolfe import AwayFrankWolfe, FrankWolfe, FrankWolfeGap
 from fallline.solvers.generalized_smooth import BetaGD, GrowthExponent, NormalizedSPIDER, estimate_alpha
@@ -38,12 +41,14 @@ from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
 
 __all__ = [
     "AICN", "AcceleratedCubic", "Accept", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep",
-    "BetaGD", "Clipped", "Constant", "DampedNewton", "DampedSearch", "DualAscent", "Farkas", "Feasibility", "FeasibilityReport",
-    "FrankWolfe", "FrankWolfeGap", "GinzburgLandau", "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep",
-    "LargeStepGD", "LazyCubicNewton", "LazyNewton", "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model",
-    "MomentumSplitting", "MonotoneStep", "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER",
-    "OpenLoopStep", "PolynomialStep", "PreconditionedFGM", "PreconditionedGD", "ProxLinear", "ProxPoint", "RegularizationPath",
-    "Reject", "RootNewton", "RootSize", "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient",
-    "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "disagreement_bound", "estimate_alpha", "gns_radius", "graph_ssl",
-    "moreau_grad_norm", "neighbor_laplacian", "plot_phases", "separation_time", "test_and_learn",
+    "BetaGD", "BoundGaps", "BoxConic", "Clipped", "ConicFamily", "ConicMinimizer", "Constant", "DampedNewton", "DampedSearch",
+    "DualAscent", "DualProxy", "Farkas", "Feasibility", "FeasibilityReport", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau",
+    "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton",
+    "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "MultiKnapsack",
+    "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
+    "PreconditionedFGM", "PreconditionedGD", "ProductionPlanning", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject",
+    "RootNewton", "RootSize", "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient",
+    "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "box_bound", "disagreement_bound", "dual_lagrangian_learning",
+    "envelope_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
+    "separation_time", "test_and_learn",
 ]
