@@ -1,6 +1,7 @@
 """You have an objective: smooth, composite, finite-sum, constrained. Newton's family, model-based and
 normalised descent, Frank-Wolfe, sparse regression, phase fields,
-networks under constraints, learned dual bounds.
+networks under constraints, learned dual bounds,
+robust programs in two stages.
 
 ``solvers.descent`` has the parts that Newton-type methods are composed of.
 """
@@ -24,6 +25,7 @@ from fallline.solvers.lazy_newton import LazyCubicNewton, LazyNewton
 from fallline.solvers.linear_program import Farkas, LinearProgram
 from fallline.solvers.model_based import Clipped, Model, ProxLinear, ProxPoint, StochasticModel, Subgradient, moreau_grad_norm
 from fallline.solvers.momentum_splitting import MomentumSplitting
+from fallline.solvers.neur2ro import Neur2RO
 from fallline.solvers.nonconvex_ag import NonconvexAcceleratedGradient
 from fallline.solvers.nonconvex_regression import NonconvexAG, RegularizationPath
 from fallline.solvers.polynomial_preconditioning import (
@@ -38,6 +40,7 @@ from fallline.solvers.polynomial_preconditioning import (
 from fallline.solvers.segment_steps import BacktrackingStep, LineSearchStep, MonotoneStep, OpenLoopStep, SegmentStep
 from fallline.solvers.sketched_sqp import AdaSketchNewton
 from fallline.solvers.trust_region import TrustRegionCG, TrustRegionNewton
+from fallline.solvers.two_stage import RobustKnapsack, RobustSolution, TwoStageFamily, TwoStageInstance, WorstCase, exact_ccg
 
 __all__ = [
     "AICN", "AcceleratedCubic", "Accept", "AdaSketchNewton", "AffineInvariantCubicSize", "AwayFrankWolfe", "BacktrackingStep",
@@ -45,10 +48,11 @@ __all__ = [
     "DualAscent", "DualProxy", "Farkas", "Feasibility", "FeasibilityReport", "FrankWolfe", "FrankWolfeGap", "GinzburgLandau",
     "GradRegNewton", "GraphLabels", "GrowthExponent", "KrylovGD", "KrylovStep", "LargeStepGD", "LazyCubicNewton", "LazyNewton",
     "LineSearchStep", "LinearProgram", "LogRegGD", "Minimizer", "Model", "MomentumSplitting", "MonotoneStep", "MultiKnapsack",
-    "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep", "PolynomialStep",
-    "PreconditionedFGM", "PreconditionedGD", "ProductionPlanning", "ProxLinear", "ProxPoint", "RegularizationPath", "Reject",
-    "RootNewton", "RootSize", "SegmentStep", "Separation", "SeparationTime", "StochasticModel", "Subgradient",
-    "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton", "box_bound", "disagreement_bound", "dual_lagrangian_learning",
-    "envelope_bound", "estimate_alpha", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian", "plot_phases",
-    "separation_time", "test_and_learn",
+    "Neur2RO", "NonconvexAG", "NonconvexAcceleratedGradient", "NormalizedLargeStepGD", "NormalizedSPIDER", "OpenLoopStep",
+    "PolynomialStep", "PreconditionedFGM", "PreconditionedGD", "ProductionPlanning", "ProxLinear", "ProxPoint",
+    "RegularizationPath", "Reject", "RobustKnapsack", "RobustSolution", "RootNewton", "RootSize", "SegmentStep", "Separation",
+    "SeparationTime", "StochasticModel", "Subgradient", "SymmetricPolyPrecond", "TrustRegionCG", "TrustRegionNewton",
+    "TwoStageFamily", "TwoStageInstance", "WorstCase", "box_bound", "disagreement_bound", "dual_lagrangian_learning",
+    "envelope_bound", "estimate_alpha", "exact_ccg", "gns_radius", "graph_ssl", "moreau_grad_norm", "neighbor_laplacian",
+    "plot_phases", "separation_time", "test_and_learn",
 ]
