@@ -176,6 +176,12 @@ def test_a_network_learns_bounds_that_are_always_valid():
     assert torch.equal(again.bound(test), proxy.bound(test))
 
 
+def test_initial_weights_come_from_the_key_and_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    one, two, other = (DualProxy(ProductionPlanning(3), (4,), key=key).network[0].weight for key in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other) and torch.equal(torch.get_rng_state(), before)
+
+
 def test_bounds_from_below_are_raised():
     family = ProductionPlanning(4)
     train, test = family.sample(200, 0), family.sample(30, 1)

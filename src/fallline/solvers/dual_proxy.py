@@ -120,7 +120,7 @@ def dual_lagrangian_learning(family: ConicFamily, hidden: Sequence[int] = (128, 
         return sign * family.bound(y, instances).mean()
 
     def problem(instances: Tensor, validation: Tensor | None = None) -> Training:
-        proxy = DualProxy(family, hidden, key)
+        proxy = DualProxy(family, hidden, key).to(instances.device)
         proxy.mean.copy_(instances.mean(0))
         proxy.deviation.copy_(instances.std(0, correction=0).clamp(min=1e-12))
         held_out = None if validation is None else (validation, validation)
@@ -128,7 +128,7 @@ def dual_lagrangian_learning(family: ConicFamily, hidden: Sequence[int] = (128, 
                         name=repr(family))
 
     def wrap(result: Any) -> DualProxy:
-        proxy = DualProxy(family, hidden, key)
+        proxy = DualProxy(family, hidden, key).to(result.x["mean"].device)
         proxy.load_state_dict(result.x)
         proxy.result = result
         return proxy

@@ -21,6 +21,8 @@ from scipy.sparse import csr_array
 from torch import nn
 
 Array = NDArray[np.float64]
+OPTIMAL, LIMIT = 0, 1
+"""What SciPy's ``milp`` calls a proven optimum, and the best found when a limit was reached."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Program:
         return function
 
     def solve(self, **options: Any) -> tuple[Array, float]:
-        """Return the variables at a minimum and its value; ``options`` are HiGHS's.
+        """Return the variables at a minimum and its value; ``options`` are HiGHS's. With a limit, they are the best found within it.
 
         Raises
         ------
@@ -148,6 +150,6 @@ class Program:
         scale = np.abs(self._cost).max(initial=0.0) or 1.0  # HiGHS has absolute tolerances
         found = milp(self._cost / scale, integrality=np.array(self._integer), bounds=Bounds(np.array(self._low), np.array(self._high)),
                      constraints=constraints, options=options)
-        if found.x is None:
+        if found.x is None or found.status not in (OPTIMAL, LIMIT):
             raise ValueError(f"the program has no solution: {found.message}")
         return found.x, scale * float(found.fun) + self._offset

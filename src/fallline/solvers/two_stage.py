@@ -79,6 +79,16 @@ class TwoStageInstance:
     features: Array
     first: tuple[Array, Array] | None = None
 
+    def __post_init__(self) -> None:
+        n, (m, d), r = len(self.cost), self.Q.shape, len(self.h)
+        shapes = {"q": (m,), "W": (r, m), "T": (r, n), "A": (len(self.b), d), "low": (d,), "high": (d,)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {shape} to fit cost, Q, h and b, got {getattr(self, name).shape}")
+        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and (self.low <= self.high).all()):
+            raise ValueError(f"low and high must be finite with low <= high, got {self.low} and {self.high}; an unbounded "
+                             "scenario has no worst case")
+
     def recourse(self, x: Array, xi: Array) -> tuple[float, Array]:
         """Return the least recourse cost of x under ξ, and the recourse.
 
