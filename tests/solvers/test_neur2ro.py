@@ -47,7 +47,7 @@ def test_knapsacks_are_drawn_as_in_the_paper():
         x, xi = family.sample_pairs(instance, 4, 3, fl.Key(seed))
         assert x.shape == xi.shape == (12, n) and set(np.unique(x)) <= {0.0, 1.0} and (x[0] == x[2]).all()
         assert xi.min() >= 0 and xi.max() <= 1 and (xi.sum(1) <= instance.b[0] + 1e-12).all()
-    assert sizes == {6, 9}
+    assert sizes == {6, 9} and repr(instance).startswith(f"KnapsackInstance({n} first-stage and {2 * n} recourse decisions")
 
 
 @pytest.mark.parametrize("items", [4, 7])

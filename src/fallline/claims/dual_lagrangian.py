@@ -17,7 +17,7 @@ PAPER = Paper(
     year=2024,
     room="solvers",
     methods=("solvers.dual_lagrangian_learning", "solvers.DualProxy", "solvers.box_bound", "solvers.envelope_bound",
-             "core.sets.SecondOrderCone", "core.sets.PositiveSemidefinite"),
+             "solvers.ConicMinimizer"),
     headline="mean gaps of at most 0.5% on linear and nonlinear families, far below a dual network trained with penalties; about 1,000 "
     "times as fast as interior points at inference",
 )

@@ -5,7 +5,7 @@
     λ_{t+1} = max(λ_t + η h(x_t), 0)
 
 The dual function min_x L is concave and h(x_t) its supergradient, whatever f and h are. Where they are not convex, the mixture of
-x_{t₀}, …, x_t (one of them for each prediction) meets the constraints in the limit, since Σ h(x_t) = (λ_t − λ_{t₀}) / η, and the last
+x_{t₀}, …, x_t (one of them for each prediction) meets the constraints in the limit, since Σ h(x_t) ≤ (λ_t − λ_{t₀}) / η, and the last
 iterate need not; the richer a network, the less the last iterate of constrained learning violates.
 
 J. Elenter, L. F. O. Chamon, A. Ribeiro: Near-optimal solutions of constrained learning problems, ICLR 2024, arXiv 2403.11844.

@@ -25,7 +25,7 @@ OPTIMAL, LIMIT = 0, 1
 """What SciPy's ``milp`` calls a proven optimum, and the best found when a limit was reached."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine:
     """k affine functions of some variables: ``matrix @ v[variables] + constant``.
 

@@ -46,7 +46,7 @@ class RobustSolution(NamedTuple):
     scenarios: list[Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TwoStageInstance:
     """One program.
 
@@ -88,6 +88,10 @@ class TwoStageInstance:
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and (self.low <= self.high).all()):
             raise ValueError(f"low and high must be finite with low <= high, got {self.low} and {self.high}; an unbounded "
                              "scenario has no worst case")
+
+    def __repr__(self) -> str:
+        n, (m, d) = len(self.cost), self.Q.shape
+        return f"{type(self).__name__}({n} first-stage and {m} recourse decisions, {d} uncertain numbers)"
 
     def recourse(self, x: Array, xi: Array) -> tuple[float, Array]:
         """Return the least recourse cost of x under ξ, and the recourse.
@@ -215,7 +219,7 @@ class TwoStageFamily(abc.ABC):
         """Return random x, each with so many ξ: (first_stages · scenarios, n) and (first_stages · scenarios, d)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class KnapsackInstance(TwoStageInstance):
     """A knapsack whose recourse is found by listing the choices of its halves, up to 20 items."""
 
