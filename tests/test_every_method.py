@@ -75,6 +75,8 @@ def problem_for(method, at=None):
     smooth = fl.Smooth(fun, x0, facts={"L": 4.02})
     if method.kinds == ("composite",):
         return fl.Composite(smooth, SCAD(0.1)), (fun,)
+    if "inequality" in method.needs:
+        return fl.Constrained(smooth, inequality=lambda x: x[:2] - 0.5), (fun,)
     if "equality" in method.needs:
         return fl.Constrained(smooth, equality=lambda x: x.sum() - 3.5), (fun,)
     return fl.Constrained(smooth, Box(-2.0, 2.0)) if "constrained" in method.kinds else smooth, (fun,)

@@ -21,7 +21,7 @@ _HOMES = {
     "solve": "core.driver", "minimize": "core.minimize", "Uniform": "core.space", "LogUniform": "core.space",
     "Integers": "core.space", "Choice": "core.space", "compare": "study", "MissingOracle": "core.errors",
     "NonFiniteError": "core.errors", "FixedPoint": "core.fixed_point", "Fractional": "core.fractional",
-    "Quadratic": "core.quadratic",
+    "Quadratic": "core.quadratic", "ConstrainedTraining": "core.constrained_training",
 }
 _PACKAGES = ("core", "optim", "solvers", "equations", "graphs", "bilevel", "blackbox", "distributed", "physics", "surgery",
              "landscape", "problems", "claims", "study")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fallline as fl
 from fallline.claims import Evidence, Figure, Paper, Scale, at_most, claim, exactly, recorded
 from fallline.core.fixed_point import implicit_fixed_point, iterate
+from fallline.core.modules import seeded
 from fallline.equations import CGS, batch_graphs
 from fallline.equations.graph_solver import Graph, MessagePassing
 
@@ -25,13 +26,6 @@ PAPER = Paper(
     "the training, with a fixed point that is guaranteed; competitive in graph classification",
 )
 Draw = Callable[[int, torch.Generator], tuple[Graph, Tensor]]
-
-
-def seeded(make: Callable[[], nn.Module], key: fl.Key) -> nn.Module:
-    """A network with initial weights from this key."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key.integer() % 2**32)
-        return make()
 
 
 def random_graph(key: fl.Key) -> Graph:

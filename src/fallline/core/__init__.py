@@ -2,6 +2,7 @@
 
 from fallline.core.budget import Budget
 from fallline.core.composite_loss import CompositeLoss
+from fallline.core.constrained_training import ConstrainedTraining
 from fallline.core.constructors import Bilevel, BlackBox, Composite, Constrained, FiniteSum, LinearSystem, Saddle, Smooth
 from fallline.core.counts import Counts
 from fallline.core.driver import Moment, solve
@@ -21,9 +22,9 @@ from fallline.core.result import Result
 from fallline.core.space import Choice, Integers, LogUniform, Uniform
 
 __all__ = [
-    "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained", "Counts",
-    "FalllineError", "FiniteSum", "Fitted", "FixedPoint", "Fractional", "Integers", "Key", "LeastSquares", "LinearModel",
-    "LinearSystem", "LogUniform", "Method", "MissingOracle", "ModelProblem", "Moment", "NonFiniteError", "Objective", "Problem",
-    "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train", "Training", "Uniform", "UnknownName", "WrongProblem", "minimize",
-    "register", "solve",
+    "AskTell", "Bilevel", "BlackBox", "Budget", "CheckpointError", "Choice", "Composite", "CompositeLoss", "Constrained",
+    "ConstrainedTraining", "Counts", "FalllineError", "FiniteSum", "Fitted", "FixedPoint", "Fractional", "Integers", "Key",
+    "LeastSquares", "LinearModel", "LinearSystem", "LogUniform", "Method", "MissingOracle", "ModelProblem", "Moment",
+    "NonFiniteError", "Objective", "Problem", "Quadratic", "Report", "Result", "Saddle", "Smooth", "Train", "Training", "Uniform",
+    "UnknownName", "WrongProblem", "minimize", "register", "solve",
 ]

@@ -1,6 +1,7 @@
-"""Equality constraints c(x) = 0 with their derivatives, and the point where a Lagrangian is looked at.
+"""Constraints: derivatives of equalities c(x) = 0, and Lagrangians of equalities and of inequalities h(x) ≤ 0.
 
     L(x, λ) = f(x) + ⟨λ, c(x)⟩,    ∇_x L = ∇f + Gᵀλ,    ∇²_x L = ∇²f + Σ λ_i ∇²c_i,    G = ∇c, shape (m, n)
+    L(x, λ) = f(x) + ⟨λ, h(x)⟩,    λ ≥ 0,   whose gradient in λ, at a minimiser over x, is h(x)
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fallline.core import tree
+from fallline.core import autodiff, tree
+from fallline.core.constrained_training import ConstrainedTraining
+from fallline.core.keys import Key
+from fallline.core.problem import Problem
 from fallline.core.tree import Tree
 
 Constraint = Callable[[Tree], Tensor]
@@ -41,6 +45,33 @@ def equality_oracles(equality: Constraint, jacobian: Callable[[Tree], Tensor] | 
         return torch.func.jacfwd(torch.func.jacrev(weighted))(tree.flatten(x).detach()).detach()
 
     return {"equality": vector, "equality_jacobian": jacobian or derived_jacobian, "equality_hessian": hessian or derived_hessian}
+
+
+def lagrangian(problem: Problem, multipliers: Tensor) -> Problem:
+    """Return min_x f(x) + ⟨λ, h(x)⟩ for a problem with ``inequality`` h ≤ 0: unconstrained, on the same bill, with the same draws.
+
+    Parameters
+    ----------
+    problem : Problem
+        A ``ConstrainedTraining``, or ``Constrained(smooth, inequality=h)``.
+    multipliers : Tensor (m,)
+        λ, a constant.
+    """
+    if isinstance(problem, ConstrainedTraining):
+        return problem.lagrangian(multipliers)
+    problem.require("gradient", "inequality")
+    value, inequality = problem._oracles["value"], problem._oracles["inequality"]
+    weighted = lambda x: (multipliers * inequality(x)).sum()
+    oracles: dict[str, Callable[..., Any]] = {"value": lambda x: value(x) + weighted(x)}
+    if given := problem._oracles.get("gradient"):
+        oracles["gradient"] = lambda x: tree.add(given(x), autodiff.value_and_gradient(weighted, x)[1])
+
+    def sample(whole: Problem, key: Key, size: int | None, indices: Tensor | None, at: Tree | None) -> Problem:
+        drawn = problem.draw(key, size, indices, at)
+        return whole if drawn is problem else lagrangian(drawn, multipliers)
+
+    whole = Problem(problem.x0, oracles, kind="smooth", name=problem.name, samples=problem.samples, sampler=sample)
+    return whole.counted(problem.counts)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from fallline.core.keys import Key
+
+
+def seeded(make: Callable[[], nn.Module], key: Key) -> nn.Module:
+    """Return the module that ``make`` makes, its initial weights drawn by ``key``; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key.integer() % 2**32)
+        return make()
 
 
 def call(model: nn.Module, x: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:

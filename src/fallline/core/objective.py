@@ -85,8 +85,8 @@ class ModelProblem(Problem):
                 yield
         shared.moved = True
 
-    def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
-        arguments = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+    def _call(self, x: Mapping[str, Tensor] | None, *arguments: Any) -> Any:
+        """The model's outputs for any inputs, at ``x`` and under this realisation's masks."""
         with self._frozen():
             if x is None or x is self.variables:
                 return self.model(*arguments)
@@ -94,6 +94,9 @@ class ModelProblem(Problem):
                 raise MissingOracle("a sharded model can be evaluated only at its own weights: copy the point into the "
                                     "parameters, evaluate, and copy it back")
             return call(self.model, x, arguments)
+
+    def _forward(self, x: Mapping[str, Tensor] | None) -> Any:
+        return self._call(x, *(self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)))
 
     def _evaluate(self, x: Mapping[str, Tensor] | None) -> Tensor:
         return autodiff.checked_scalar(self.loss_fn(self._forward(x), self.targets), "loss_fn")
@@ -281,11 +284,16 @@ class Training(Problem):
         """The oracles of all data."""
 
         def everything() -> ModelProblem:
-            whole = ModelProblem(self.model, self.loss_fn, *self.data, name=self.name, key=Key().fold("masks"))
+            inputs, targets = self.data
+            whole = self._realisation(inputs, targets, Key().fold("masks"))
             whole._shared.moved = True  # only mini-batches move buffers
             return whole
 
         return {"value": lambda x: everything()._evaluate(x), "per_sample_gradients": lambda x: everything()._per_sample(x)}
+
+    def _realisation(self, inputs: Tensor, targets: Tensor, key: Key) -> ModelProblem:
+        """The loss on these data, its random masks fixed by ``key``."""
+        return ModelProblem(self.model, self.loss_fn, inputs, targets, name=self.name, key=key)
 
     def on(self, model: nn.Module) -> Self:
         """Return this problem over a run's own copy of the model, whose buffers mini-batches move."""
@@ -314,8 +322,7 @@ class Training(Problem):
         key = as_key(key)
         inputs, targets = self.data
         chosen = batch_indices(len(targets), key.fold("batch"), size, indices, self.batch_size).to(targets.device)
-        realisation = ModelProblem(self.model, self.loss_fn, inputs[chosen], targets[chosen], name=self.name,
-                                   key=key.fold("masks"))
+        realisation = self._realisation(inputs[chosen], targets[chosen], key.fold("masks"))
         realisation._shared.moved = not self._moves
         realisation.counts = self.counts
         return realisation
