@@ -12,7 +12,6 @@ from fallline.solvers.block_coordinate import ActiveSet, BlockCD
 from fallline.solvers.conic_families import BoxConic, ConicFamily, MultiKnapsack, ProductionPlanning
 from fallline.solvers.cyclic_blocks import CyclicBlocks, CyclicBlockVR
 from fallline.solvers.damped_newton import AICN, AffineInvariantCubicSize, DampedNewton, DampedSearch, RootNewton, RootSize
-from fallline.solvers.descent import Minimizer
 from fallline.solvers.descent.minimizer import Minimizer
 from fallline.solvers.dual_ascent import DualAscent, FeasibilityReport
 from fallline.solvers.dual_completion import ConicMinimizer, box_bound, envelope_bound
