@@ -26,7 +26,7 @@ DEFAULT_TOL = 1e-8
 def minimize(
     fun: Callable[[Tree], Tensor],
     x0: Tree,
-    method: str | Method = "lazy-cubic-newton",
+    method: str | Method = "trust-region-newton",
     *,
     args: tuple[Any, ...] = (),
     tol: float | None = None,
@@ -46,7 +46,7 @@ def minimize(
         Of torch operations, or of any kind where ``jac`` is given; answers may then be numbers, lists or arrays.
     x0 : tensor or nested tensors, number, list of numbers, or NumPy array
         What is not a floating-point tensor is taken as a float64 one.
-    method : str or Method, default "lazy-cubic-newton"
+    method : str or Method, default "trust-region-newton"
         A registered name, or a Method with its hyperparameters.
     args : tuple, optional
         Further arguments of ``fun``, ``jac``, ``hess`` and ``hessp``, after the usual ones.
