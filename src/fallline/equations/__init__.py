@@ -18,11 +18,13 @@ from fallline.core.linalg import (
 )
 from fallline.equations.fixed_points import Displacement, Halpern, Picard
 from fallline.equations.graph_solver import CGS, batch_graphs, fixed_point_layer
+from fallline.equations.krylov import MINRES, ConjugateGradient
 from fallline.equations.parallel_networks import gumbel_argmax, parallel_layers, parallel_rnn, parallel_sample
 from fallline.equations.parallel_solve import parallel_solve
+from fallline.equations.relaxation import SOR, Jacobi
 
 __all__ = [
-    "CGS", "Displacement", "Halpern", "Picard", "batch_graphs", "bjorck", "cholesky_orthonormalize", "fixed_point_layer",
-    "gumbel_argmax", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz", "orthonormalize", "parallel_layers",
-    "parallel_rnn", "parallel_sample", "parallel_solve", "solve_lyapunov", "sqrtm",
+    "CGS", "MINRES", "SOR", "ConjugateGradient", "Displacement", "Halpern", "Jacobi", "Picard", "batch_graphs", "bjorck",
+    "cholesky_orthonormalize", "fixed_point_layer", "gumbel_argmax", "inv_sqrtm", "inverse_pth_root", "inverse_root", "newton_schulz",
+    "orthonormalize", "parallel_layers", "parallel_rnn", "parallel_sample", "parallel_solve", "solve_lyapunov", "sqrtm",
 ]
