@@ -208,8 +208,8 @@ class ConjugateGradient(ConjugateMethod):
     -----
     The gap is ‖b − A x‖ / ‖b‖, or ‖b − A x‖ where b = 0. The run ends as "failed", and says why, at a direction p with ⟨p, A p⟩ < 0 (A
     is indefinite) or 0 to rounding (A is singular; if it is positive semi-definite, ⟨b, p⟩ ≠ 0 proves that there is no solution), which
-    is the certificate; and where ⟨u, A v⟩ ≠ ⟨A u, v⟩ for two directions in succession, looked at in steps 2, 4, 8, … A consistent singular
-    system is solved. Complex A are Hermitian.
+    is the certificate; and where ⟨u, A v⟩ ≠ ⟨A u, v⟩ for two directions in succession, looked at in steps 2, 4, 8, … A consistent
+    singular system is solved. Complex A are Hermitian.
 
     The coefficient that makes directions A-orthogonal is that of Notay, −⟨A p, M r⟩ / ⟨p, A p⟩, so that M may vary from step to step.
     """
@@ -246,8 +246,9 @@ class MINRES(KrylovMethod):
     -----
     The gap is ‖b − A x‖ / ‖b‖, or ‖b − A x‖ where b = 0, of the residual vector itself, r ← s² r − c φ v, which stays right where
     rounding or an A that is not symmetric spoils the scalar recurrence. The run ends as "failed", and says why, at a least-squares
-    solution of an inconsistent system (‖A r‖ ≤ ε^(3/4) ‖A‖ ‖r‖; the certificate is r, and A r = 0 ≠ ⟨b, r⟩ proves that there is no solution),
-    and where the Lanczos vectors show that A is not symmetric, looked at in steps 2, 4, 8, … A consistent singular system is solved.
+    solution of an inconsistent system (‖A r‖ ≤ ε^(3/4) ‖A‖ ‖r‖; the certificate is r, and A r = 0 ≠ ⟨b, r⟩ proves that there is no
+    solution), and where the Lanczos vectors show that A is not symmetric, looked at in steps 2, 4, 8, … A consistent singular system is
+    solved.
     """
 
     def _recurrence(self, problem: Problem) -> MinimalResiduals:
