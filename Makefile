@@ -40,5 +40,5 @@ gallery: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
-	for name in optim_step optim_rules overhead fisher_window study matrix_roots curvature preconditioned step_time graphs; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in optim_step optim_rules overhead fisher_window study matrix_roots curvature preconditioned step_time step_sizes solvers linear_models linear_systems graphs; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/tables.py

@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import curvature  # noqa: E402
 import harness  # noqa: E402
+import linear_systems  # noqa: E402
 import matrix_roots  # noqa: E402
 import optim_rules  # noqa: E402
 import optim_step  # noqa: E402
@@ -249,6 +250,17 @@ def test_a_quick_look_at_matrix_functions() -> None:
     assert roots.figure("32: eigh", "error at 1e2") < 1e-12 and roots.figure("32: eigh", "derivative at 1e2") < 1e-12
     assert 0.05 < roots.figure("32: pade, 5", "error at 1e2") < 0.5
     assert by_title["Orthonormal columns, float32"].figure("8: cholesky", "error at 1e8") < 1e-6
+
+
+def test_a_quick_look_at_linear_systems() -> None:
+    found = linear_systems.tables(replace(QUICK, only=("scipy", "fallline")))
+    by_title = {table.title: table for table in found}
+    assert [row.name for row in by_title["Conjugate gradients"].rows] == [
+        f"64²: {name}" for name in ("scipy", "fallline", "fallline, every 10", "fallline, function")]
+    cg = by_title["Conjugate gradients"]
+    assert cg.figure("64²: fallline", "matvecs") == cg.figure("64²: scipy", "matvecs")
+    for title in ("Conjugate gradients", "MINRES"):
+        assert all(row.figures["residual"] <= 1.01e-8 for row in by_title[title].rows if "fallline" in row.name)
 
 
 def test_trajectories_tell_rules_apart() -> None:

@@ -65,6 +65,10 @@ def problem_for(method, at=None):
         fun = Spoiled(lambda x: ((x**2 - 1) ** 2 / 4 - x**2).sum(), at)
         return fl.Composite(fl.Smooth(fun, 0.6 * x0), SquaredL2(2.0), kind="convex-splitting"), (fun,)
     scale = torch.linspace(1, 2, 4, dtype=torch.float64)
+    if "linear-system" in method.kinds:
+        A = torch.diag(scale) + 0.2 * torch.outer(target, target)
+        product = Spoiled(lambda v: A @ v, at, whole=True)
+        return fl.LinearSystem(product, target, x0, given={"b": target, "matrix": A}), (product,)
     if "per_sample_gradients" in method.needs:
         data = torch.randn(40, 4, dtype=torch.float64, generator=fl.Key(1).generator())
         fun = Spoiled(lambda x, rows: torch.log(torch.cosh(scale * (x - target - rows))).sum(-1).mean(), at)
@@ -130,7 +134,8 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
         pytest.skip("the problem is made of data, not of functions")
     result = run(method, problem)
     of_functions = ("values", "gradients", "jvps", "hessians", "per_sample_gradients", "maps")
-    asked = sum(result.counts.get(c, 0) for c in (("matvecs",) if "linear_model" in method.needs else of_functions))
+    products = {"linear_model", "matvec"} & {*method.needs}
+    asked = sum(result.counts.get(c, 0) for c in (("matvecs",) if products else of_functions))
     # A product with the Hessian evaluates, but for those that share the graph of a gradient, which is counted.
     assert 0 < asked <= sum(f.calls for f in functions) <= asked + result.counts.get("hvps", 0)
     state = method.init(problem, fl.Key(0))
@@ -143,7 +148,8 @@ def test_counts_are_exact_and_reports_ask_nothing(name):
 def test_a_count_budget_overshoots_by_less_than_a_step(name):
     method = make(name)
     problem, _ = problem_for(method)
-    count = "values" if "values" in method.needs else "maps" if "map" in method.needs else "gradients"
+    counts = {"values": "values", "map": "maps", "matvec": "matvecs"}
+    count = next((counts[oracle] for oracle in method.needs if oracle in counts), "gradients")
     uses = []
     result = run(method, problem, budget=fl.Budget(**{count: 30}), callback=lambda m: uses.append(m.counts[count]))
     largest = max(b - a for a, b in zip([0, *uses], [*uses, result.counts[count]], strict=True))
@@ -184,8 +190,10 @@ def test_it_makes_progress_at_its_defaults(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_wrong_problem_is_refused_at_the_door(name):
     method = make(name)
-    nothing = fl.LinearSystem(torch.eye(2), torch.ones(2))
-    with pytest.raises((WrongProblem, MissingOracle), match=rf"{type(method).__name__}.*linear-system"):
+    nothing, kind = fl.LinearSystem(torch.eye(2), torch.ones(2)), "linear-system"
+    if kind in method.kinds:
+        nothing, kind = fl.Smooth(lambda x: x.sum(), torch.ones(2)), "smooth"
+    with pytest.raises((WrongProblem, MissingOracle), match=rf"{type(method).__name__}.*{kind}"):
         fl.solve(nothing, method, fl.Budget(steps=1))
 
 

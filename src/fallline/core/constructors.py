@@ -26,6 +26,7 @@ from fallline.core import autodiff, tree
 from fallline.core.black_box import checked_bounds, number, row_values
 from fallline.core.constraints import equality_oracles
 from fallline.core.keys import Key
+from fallline.core.operators.linear import LinearOperator
 from fallline.core.problem import Problem
 from fallline.core.samples import batch_indices, data_tuple
 from fallline.core.tree import Tree
@@ -251,7 +252,8 @@ def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, *, adjoint: Callab
                  **options: Any) -> Problem:
     """A x = b for a dense or sparse matrix, or an operator with ``matvec``; in the least-squares sense if A is not square.
 
-    Offers ``matvec(v)``, ``rmatvec(u) = Aᵀ u``, ``residual(x) = b − A x``; ``problem.b`` is the right-hand side.
+    Offers ``matvec(v)``, ``rmatvec(u) = Aᵀ u``, ``residual(x) = b − A x``; ``problem.b`` is the right-hand side, and
+    ``problem.matrix`` the matrix where A is one.
 
     Parameters
     ----------
@@ -265,7 +267,11 @@ def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, *, adjoint: Callab
     matrix = isinstance(A, Tensor)
     if not (matrix or hasattr(A, "matvec") or callable(A)):
         raise TypeError(f"A must be a matrix, an operator with matvec, or a function v -> A v, got {type(A).__name__}")
-    apply = A.matvec if hasattr(A, "matvec") else (lambda v: A @ v) if matrix else A
+    if matrix and A.layout is not torch.strided:  # by rows, and the transpose too: products with columns are slow
+        operator = LinearOperator.from_tensor(A)
+        apply, adjoint = operator.matvec, adjoint or operator.adjoint
+    else:
+        apply = A.matvec if hasattr(A, "matvec") else (lambda v: A @ v) if matrix else A
     transpose = adjoint or getattr(A, "rmatvec", None) or ((lambda u: A.mT @ u) if matrix else None)
     shape = tuple(getattr(A, "shape", (len(b), len(b) if x0 is None else len(x0))))
     start = b.new_zeros(shape[1]) if x0 is None else x0
@@ -276,7 +282,8 @@ def LinearSystem(A: Any, b: Tensor, x0: Tensor | None = None, *, adjoint: Callab
     def observer(problem: Problem, x: Tree) -> dict[str, float]:
         return {"residual_norm": float(torch.linalg.vector_norm(problem.residual(x)))}
 
-    return Problem(start, oracles, **{"kind": "linear-system", "observer": observer, "given": {"b": b}, **options})
+    given = {"b": b, **({"matrix": A} if matrix else {})}
+    return Problem(start, oracles, **{"kind": "linear-system", "observer": observer, "given": given, **options})
 
 
 def _pair(objective: Callable[[Tree, Tree], Tensor] | Problem, x0: Tree, y0: Tree, name: str) -> Problem:

@@ -43,7 +43,8 @@ class Report:
         The last loss of a mini-batch, taken before the step: a column of the trace, and never the value.
     gap : number, optional
         What ``tol`` is compared with: a gradient norm, a duality gap, a residual.
-    status : {"running", "converged", "failed"}
+    status : {"running", "converged", "exhausted", "failed"}
+        "exhausted": rounding allows no better answer, which ends a run as "failed" if its tolerance asks for one, else as "converged".
     message : str
         Why, if the status is not "running".
     certificate : object, optional

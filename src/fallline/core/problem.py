@@ -37,6 +37,7 @@ REMEDIES = {
     "matvec": "build the problem with LinearSystem(A, b)",
     "rmatvec": "build the problem with LinearSystem(A, b, adjoint=...), or from a matrix",
     "residual": "build the problem with LinearSystem(A, b)",
+    "matrix": "build the problem with LinearSystem(A, b) from a dense or sparse tensor A",
     "operator": "build the problem with Saddle(fun, x0, y0)",
     "map": "build the problem with FixedPoint(T, x0)",
     "upper": "build the problem with Bilevel(upper, lower, x0, y0)",

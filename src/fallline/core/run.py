@@ -178,6 +178,9 @@ class Run:
         self.has_gap |= "gap" in self.figures
         if not (all(math.isfinite(number) for number in self.figures.values()) and self._keep_finite()):
             self._end("nonfinite", f"a value, gap or variable became NaN or infinite by step {self.step}")
+        elif report.status == "exhausted":  # which is success, unless more digits were asked for
+            within = self.tol is None or self.figures.get("gap", math.inf) <= self.tol
+            self._end("converged" if within else "failed", report.message + ("" if within else f"; the tolerance is {self.tol:.3g}"))
         elif report.status != "running":
             self._end(report.status, report.message or report.status)
         elif self.tol is not None and self.figures.get("gap", math.inf) <= self.tol:

@@ -1,10 +1,7 @@
 """Krylov methods for A x = b with a self-adjoint A.
 
-Conjugate gradient (A positive definite): minimises ‖x - x*‖_A over the Krylov space,
-
-    α = ⟨r, z⟩ / ⟨p, A p⟩,  x ← x + α p,  r ← r - α A p,  z = M r,  p ← z + (⟨r, z⟩_new / ⟨r, z⟩_old) p.
-
-MINRES (A may be indefinite or singular): minimises ‖b - A x‖ over the same space, by Lanczos and Givens rotations.
+Conjugate gradient (A positive definite) minimises ‖x - x*‖_A over the Krylov space, MINRES (A may be indefinite or singular) the
+residual ‖b - A x‖. Their formulas are in ``recurrences``; here they run to a tolerance.
 
 The recurrences drift from the true residual by rounding, so both restart from the true residual once their
 own reaches the tolerance, and converge only when the true one does.
@@ -23,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fallline.core import tree
-from fallline.core.operators.linear import LinearOperator, inner, square_size
+from fallline.core.operators.linear import LinearOperator, square_size
+from fallline.core.operators.recurrences import ConjugateDirections, MinimalResiduals, preconditioned
 
 __all__ = ["Solution", "conjugate_gradient", "minres"]
 
@@ -103,12 +101,12 @@ def conjugate_gradient(
     if isinstance(preconditioner, LinearOperator):
         if preconditioner.shape != operator.shape:
             raise ValueError(f"preconditioner must have the operator's shape {operator.shape}, got {preconditioner.shape}")
-        apply: Callable[[Tensor], Tensor] = preconditioner.matvec
-    else:
-        apply = preconditioner if preconditioner is not None else lambda r: r
+        preconditioner = preconditioner.matvec
+    propose = preconditioned(preconditioner)
 
     def cycle(r: Tensor, threshold: float, budget: int) -> _Cycle:
-        return _conjugate_gradient_cycle(operator, apply, r, threshold, budget)
+        norm = lambda state: float(torch.linalg.vector_norm(state["r"]))
+        return _cycle(ConjugateDirections(operator.matvec, propose), norm, r, threshold, budget)
 
     return _solve(cycle, operator, b, x0, tol, max_iterations, "conjugate_gradient")
 
@@ -128,7 +126,7 @@ def minres(
     """
 
     def cycle(r: Tensor, threshold: float, budget: int) -> _Cycle:
-        return _minres_cycle(operator, r, threshold, budget)
+        return _cycle(MinimalResiduals(operator.matvec), lambda state: abs(state["phi"]), r, threshold, budget)
 
     return _solve(cycle, operator, b, x0, tol, max_iterations, "minres")
 
@@ -189,69 +187,15 @@ def _solve(
     )
 
 
-def _conjugate_gradient_cycle(
-    operator: LinearOperator, precondition: Callable[[Tensor], Tensor], r: Tensor, threshold: float, budget: int
-) -> _Cycle:
-    x = torch.zeros_like(r)
-    z = precondition(r)
-    p = z
-    rz = inner(r, z)
-    for iteration in range(budget):
-        if torch.isnan(rz):
-            return _Cycle(x, iteration, "nonfinite")
-        if rz <= 0:
-            raise ValueError(f"the preconditioner is not positive definite: ⟨r, M r⟩ = {float(rz):.3e} for a residual r")
-        Ap = operator.matvec(p)
-        curvature = inner(p, Ap)
-        if not torch.isfinite(curvature):
-            return _Cycle(x, iteration + 1, "nonfinite")
-        if curvature <= 0:
-            return _Cycle(x, iteration + 1, "indefinite", p)
-        alpha = rz / curvature
-        x = x + alpha * p
-        r = r - alpha * Ap
-        if float(torch.linalg.vector_norm(r)) <= threshold:
-            return _Cycle(x, iteration + 1, "reached")
-        z = precondition(r)
-        previous, rz = rz, inner(r, z)
-        p = z + (rz / previous) * p
-    return _Cycle(x, budget, "budget")
-
-
-def _minres_cycle(operator: LinearOperator, r: Tensor, threshold: float, budget: int) -> _Cycle:
-    # Lanczos: A v_k = β_k v_{k-1} + α_k v_k + β_{k+1} v_{k+1}; the rotations (c, s) turn the tridiagonal matrix into an
-    # upper triangular one with the entries (ε, δ, γ) in column k, and |φ| is the residual norm.
-    x = torch.zeros_like(r)
-    beta = torch.linalg.vector_norm(r)
-    phi = float(beta)
-    v_old, v = torch.zeros_like(r), r / beta
-    d_old, d = torch.zeros_like(r), torch.zeros_like(r)
-    beta_k, c_old, s_old, c, s = 0.0, 1.0, 0.0, 1.0, 0.0
-    norm_A = 0.0
-    tiny = torch.finfo(r.dtype).eps
-    for iteration in range(budget):
-        w = operator.matvec(v) - beta_k * v_old
-        alpha = float(inner(v, w))
-        w = w - alpha * v
-        beta_next = float(torch.linalg.vector_norm(w))
-        if not (abs(alpha) < float("inf") and beta_next < float("inf")):
-            return _Cycle(x, iteration + 1, "nonfinite")
-        norm_A = max(norm_A, (alpha**2 + beta_k**2 + beta_next**2) ** 0.5)
-
-        epsilon = s_old * beta_k
-        delta = c * c_old * beta_k + s * alpha
-        gamma_bar = c * alpha - s * c_old * beta_k
-        # ‖A r‖ / ‖r‖ of the iterate before this step
-        if (gamma_bar**2 + (c * beta_next) ** 2) ** 0.5 <= tiny**0.75 * norm_A:
-            return _Cycle(x, iteration + 1, "least-squares")
-        gamma = (gamma_bar**2 + beta_next**2) ** 0.5
-        c_old, s_old = c, s
-        c, s = gamma_bar / gamma, beta_next / gamma
-
-        d_old, d = d, (v - epsilon * d_old - delta * d) / gamma
-        x = x + (c * phi) * d
-        phi = -s * phi
-        if abs(phi) <= threshold or beta_next <= tiny * norm_A:
-            return _Cycle(x, iteration + 1, "reached")
-        v_old, v, beta_k = v, w / beta_next, beta_next
-    return _Cycle(x, budget, "budget")
+def _cycle(recurrence: ConjugateDirections | MinimalResiduals, size: Callable[[dict[str, Any]], float], r: Tensor, threshold: float,
+           budget: int) -> _Cycle:
+    """Steps until the residual norm that the recurrence knows is at most the threshold."""
+    state = recurrence.start(torch.zeros_like(r), r)
+    for iteration in range(1, budget + 1):
+        state = recurrence.step(state)
+        if state["status"] not in ("running", "invariant"):
+            met = state["kept"][-1]["p"] if state["status"] == "indefinite" else None
+            return _Cycle(state["x"], iteration, state["status"], met)
+        if size(state) <= threshold or state["status"] == "invariant":
+            return _Cycle(state["x"], iteration, "reached")
+    return _Cycle(state["x"], budget, "budget")
