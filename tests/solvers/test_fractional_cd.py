@@ -132,6 +132,20 @@ def test_random_coordinates_replay_and_descend():
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values))
 
 
+def test_a_random_sweep_leaves_no_coordinate_out():
+    """Draws with replacement would miss one now and then, and the gap would say nothing of it."""
+    method, problem = FractionalCD(select="random"), fraction("absolute")
+    state, orders = method.init(problem, fl.Key(0)), []
+    for _ in range(5):
+        moved = []
+        for _ in range(6):
+            before = state["x"].clone()
+            state = method.step(problem, state)
+            moved.append(int((state["x"] - before).abs().argmax()))
+        orders.append(tuple(moved))
+    assert all(sorted(order) == list(range(6)) for order in orders) and len(set(orders)) > 1
+
+
 def test_drift_is_cleared_and_work_is_counted(monkeypatch):
     monkeypatch.setattr(fractional_cd, "REFRESH", 2)
     problem, method = fraction("absolute"), FractionalCD()

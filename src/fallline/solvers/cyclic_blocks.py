@@ -203,7 +203,8 @@ class CyclicBlockVR(_Cyclic):
     -----
     Memory: the last two points and the last gradient. ``counts["component_gradients"]`` are gradients of single samples in the paper's
     sense, b or 2 b' a cycle, each block's part of one being its share. Samples are drawn with replacement. The gap is that of
-    ``CyclicBlocks`` with estimated gradients. Without data every draw is the whole problem.
+    ``CyclicBlocks``, reported after cycles whose gradients are those of all data: the fresh ones, and with a ``batch`` none. Without
+    data every draw is the whole problem.
     """
 
     batch: int | None = None
@@ -253,7 +254,8 @@ class CyclicBlockVR(_Cyclic):
                 model.move(old, kept_old, block.index, state["x"][block.index] - state["before"][block.index])
 
         gap = self._cycle(problem, x, gradient, moved)
-        return {**state, "x": x, "before": state["x"], "g": g, "gap": gap, "t": t + 1}
+        # What samples estimate may be 0 anywhere: where the term holds x it often is.
+        return {**state, "x": x, "before": state["x"], "g": g, "gap": gap if drawn is smooth else None, "t": t + 1}
 
 
 def _count(problem: Problem, model: BlockModel, times: int) -> None:

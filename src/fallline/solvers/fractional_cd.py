@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fallline.core.blocks import SELECTIONS, BlockModel, Cyclic, Random, SmoothBlocks, block_model
+from fallline.core.blocks import BlockModel, SmoothBlocks, block_model
 from fallline.core.errors import MissingOracle, WrongProblem
 from fallline.core.fractional import PiecewiseLinear, SquareRootSum
 from fallline.core.keys import Key
@@ -143,6 +143,8 @@ class FractionalCD(Method):
     theta : float, default 1e-6
         θ ≥ 0, added to the curvature bounds: F falls by θ η²/(2g) at least.
     select : {"cyclic", "random"}, default "cyclic"
+        In turn, or in an order drawn afresh for every sweep. The paper's random rule draws with replacement, after which no number of
+        steps tells that all coordinates are at rest.
 
     Raises
     ------
@@ -196,15 +198,15 @@ class FractionalCD(Method):
         if term is not None:
             x = term.prox(x, 0.0)
         state: State = {"x": x, "kept": model.start(x), "z": g.operator.matvec(x), "c": model.coordinate_bounds() + self.theta, "t": 0,
-                        "key": key, "longest": torch.zeros_like(x[0]), "gap": None, "work": 0}
+                        "key": key, "order": torch.arange(len(x), device=x.device), "longest": torch.zeros_like(x[0]), "gap": None, "work": 0}
         problem.counts.add("gradients")
         return self._valued(problem, model, state)
 
     def step(self, problem: Problem, state: State) -> State:
         model, term, g, t, x = block_model(problem.numerator), _term(problem), problem.denominator, state["t"], state["x"]
-        rule = SELECTIONS[self.select]
-        assert isinstance(rule, Cyclic | Random)
-        block = torch.tensor([rule.block(len(x), t, state["key"])], device=x.device)
+        if self.select == "random" and t % len(x) == 0:
+            state = {**state, "order": torch.randperm(len(x), generator=state["key"].fold("sweep", t).generator()).to(x.device)}
+        block = state["order"][t % len(x), None]
         rows, part = g.columns.part(block)
         q = _numerator(state["above"], model.partial(x, state["kept"], block)[0], state["c"][block[0]], x[block[0]], block, term)
         minimiser: Callable[..., Tensor] = piecewise_minimiser if isinstance(g, PiecewiseLinear) else concave_minimiser
