@@ -198,7 +198,8 @@ class FractionalCD(Method):
         if term is not None:
             x = term.prox(x, 0.0)
         state: State = {"x": x, "kept": model.start(x), "z": g.operator.matvec(x), "c": model.coordinate_bounds() + self.theta, "t": 0,
-                        "key": key, "order": torch.arange(len(x), device=x.device), "longest": torch.zeros_like(x[0]), "gap": None, "work": 0}
+                        "key": key, "order": torch.arange(len(x), device=x.device), "longest": torch.zeros_like(x[0]), "gap": None,
+                        "work": 0}
         problem.counts.add("gradients")
         return self._valued(problem, model, state)
 
