@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.blocks import BlockModel, Partition, block_model
+from fallline.core.blocks.partition import variables
 from fallline.core.checks import check_count
 from fallline.core.errors import WrongProblem
 from fallline.core.keys import Key
@@ -102,7 +103,7 @@ class _Cyclic(Method):
                                    "its tensors")
             if isinstance(blocks, int):
                 return [_Block(index) for index in torch.arange(len(x0), device=x0.device).chunk(blocks)]
-            return [_Block(torch.as_tensor(block, dtype=torch.int64, device=x0.device)) for block in blocks]
+            return [_Block(variables(block, x0.device)) for block in blocks]
         network = (problem.smooth if problem.kind == "composite" else problem).kind == "training"
         leaves: list[str | int] = [name.rpartition(".")[0] for name in x0] if network else list(range(len(tree.leaves(x0))))
         names = leaves if blocks == "layers" else [0] * len(leaves)

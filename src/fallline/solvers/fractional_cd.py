@@ -31,7 +31,7 @@ from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.sets import Box
 from fallline.core.space import Range
-from fallline.core.terms import L1, ElasticNet, SquaredL2, Term, Zero
+from fallline.core.terms import L1, ElasticNet, Scaled, SquaredL2, Term, Zero
 
 REFRESH = 100  # sweeps after which rounding is cleared from G x and what f keeps
 SECTIONS, ROUNDS = 64, 12
@@ -156,10 +156,11 @@ class FractionalCD(Method):
     Notes
     -----
     Solves ``Fractional`` problems whose f is a ``Quadratic`` or a ``LinearModel`` with a loss of bounded curvature, and whose term h,
-    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``. For a convex g it ends in coordinate-wise stationary points, which is
-    more than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a column's nonzeros
-    and a value of f. G x is kept and made afresh every 100 sweeps. The gap is the largest |η| of the last whole sweep; 1e-9 is the
-    paper's tolerance. Reports failure where the numerator becomes negative or g does not stay positive. Best on the CPU in float64.
+    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``, scaled or not. For a convex g it ends in coordinate-wise stationary
+    points, which is more than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a
+    column's nonzeros and a value of f. G x is kept and made afresh every 100 sweeps. The gap is the largest |η| of the last whole
+    sweep; 1e-9 is the paper's tolerance. Reports failure where the numerator becomes negative or g does not stay positive. Best on
+    the CPU in float64.
     """
 
     variant: Literal["parametric", "fractional"] = "parametric"
@@ -257,6 +258,9 @@ def _separate(term: Term | None) -> tuple[float, float]:
         return 0.0, term.weight
     if isinstance(term, ElasticNet):
         return term.l1, term.l2
+    if isinstance(term, Scaled):
+        l1, l2 = _separate(term.term)
+        return term.factor * l1, term.factor * l2
     raise WrongProblem(f"FractionalCD takes the terms L1, ElasticNet, SquaredL2 and Box in the numerator, got {term!r}")
 
 
@@ -264,6 +268,8 @@ def _numerator(above: Tensor, slope: Tensor, c: Tensor, x: Tensor, block: Tensor
     """q along a coordinate, from the numerator's value, ∇_i f and c_i + θ."""
     l1, l2 = _separate(term)
     low, high = torch.full_like(x, -math.inf), torch.full_like(x, math.inf)
+    while isinstance(term, Scaled):  # of bounds: they are the same
+        term = term.term
     if isinstance(term, Box):
         box = term.restricted(block)
         low, high = box.low.to(x).reshape(()) - x, box.high.to(x).reshape(()) - x
