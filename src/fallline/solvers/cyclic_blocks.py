@@ -103,6 +103,7 @@ class _Cyclic(Method):
                                    "its tensors")
             if isinstance(blocks, int):
                 return [_Block(index) for index in torch.arange(len(x0), device=x0.device).chunk(blocks)]
+            assert not isinstance(blocks, str)
             return [_Block(variables(block, x0.device)) for block in blocks]
         network = (problem.smooth if problem.kind == "composite" else problem).kind == "training"
         leaves: list[str | int] = [name.rpartition(".")[0] for name in x0] if network else list(range(len(tree.leaves(x0))))
