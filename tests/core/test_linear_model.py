@@ -97,12 +97,20 @@ def test_extreme_margins_stay_finite():
     ({"ridge": -1.0}, "ridge"),
     ({"weights": -torch.ones(30)}, "weights"),
     ({"x0": torch.zeros(2)}, "x0 must have 6"),
+    ({"loss": "squared", "targets": torch.full((30,), math.nan)}, "targets must be finite"),
+    ({"weights": torch.full((30,), math.inf, dtype=torch.float64)}, "weights must be finite"),
+    ({"weights": torch.ones(30, dtype=torch.float32)}, "weights must have the dtype of A, torch.float64, got torch.float32"),
+    ({"x0": torch.zeros(6, dtype=torch.float32)}, "x0 must have the dtype of A, torch.float64, got torch.float32"),
+    ({"x0": torch.full((6,), math.nan, dtype=torch.float64)}, "x0 must be finite"),
+    ({"A": torch.ones(30, 6, dtype=torch.int64)}, "A must have a floating dtype, got torch.int64"),
+    ({"A": torch.full((30, 6), math.nan)}, "A must be finite"),
+    ({"A": torch.full((30, 6), math.nan).to_sparse()}, "A must be finite"),
     ({"loss": "kl", "targets": -torch.ones(30)}, "must not be negative"),
 ])
 def test_bad_input_is_named(arguments, message):
     A, y, _ = data("logistic")
     with pytest.raises(ValueError, match=message):
-        fl.LinearModel(A, **{"targets": y, "loss": "logistic", **arguments})
+        fl.LinearModel(**{"A": A, "targets": y, "loss": "logistic", **arguments})
 
 
 def test_mini_batches_of_sparse_rows_are_refused():

@@ -117,6 +117,18 @@ def test_an_exact_update_solves_its_block():
     assert float(problem.gradient(x)[:6].abs().max()) < 1e-9 < float(problem.gradient(x)[6:].abs().max())
 
 
+@pytest.mark.parametrize("update", ["newton", "exact"])
+def test_a_flat_curvature_does_not_hold_a_block(update):
+    far = torch.tensor([5.0, -4.0, 3.0], dtype=torch.float64)
+    functions = [(lambda x: (x**4).sum() - x.sum(), torch.full_like(far, 0.25 ** (1 / 3))),
+                 (lambda x: torch.nn.functional.huber_loss(x, far, reduction="sum"), far)]
+    for f, solution in functions:
+        for start in (torch.zeros_like(far), torch.tensor([0.0, 1e-3, 2.0], dtype=torch.float64)):
+            result = fl.solve(fl.Smooth(f, start), BlockCD(update=update), fl.Budget(steps=60), tol=1e-8)
+            assert result.success
+            torch.testing.assert_close(result.x, solution)
+
+
 def lattice(n, sparse):
     e = torch.arange(n * n).view(n, n)
     H = torch.zeros(n * n, n * n, dtype=torch.float64)

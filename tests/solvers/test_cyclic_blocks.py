@@ -103,6 +103,19 @@ def test_variance_vanishes_at_the_solution():
     assert result.success and float((x - L1(0.01).prox(x - problem.smooth.gradient(x), 1.0)).norm()) < 1e-6
 
 
+def test_estimated_gradients_certify_nothing():
+    """Where the term holds x a sample's mapping is 0, wherever the solution is."""
+    rows = torch.where(normal(200, 6) > 1.2, normal(200, 6, seed=1), 0.0)
+    problem = fl.Composite(fl.LinearModel(rows, rows @ torch.ones(6, dtype=torch.float64)), L1(0.01))
+    for key in range(5):
+        result = fl.solve(problem, CyclicBlockVR(0.5, 3), fl.Budget(steps=3_000), tol=1e-6, key=key)
+        x = result.x
+        assert result.success and float((x - L1(0.01).prox(x - problem.smooth.gradient(x), 1.0)).norm()) < 1e-5
+        with pytest.warns(UserWarning, match="no gap"):
+            sampled = fl.solve(problem, CyclicBlockVR(0.5, 3, batch=2, small_batch=1), fl.Budget(steps=50), tol=1e-6, key=key)
+        assert sampled.status == "budget" and sampled.gap is None
+
+
 def network(normalised=False):
     generator = torch.Generator().manual_seed(0)
     layers = [nn.Linear(5, 6), *([nn.BatchNorm1d(6)] if normalised else []), nn.Tanh(), nn.Linear(6, 1)]

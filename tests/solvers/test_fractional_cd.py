@@ -132,6 +132,40 @@ def test_random_coordinates_replay_and_descend():
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values))
 
 
+def test_a_random_sweep_leaves_no_coordinate_out():
+    """Draws with replacement would miss one now and then, and the gap would say nothing of it."""
+    method, problem = FractionalCD(select="random"), fraction("absolute")
+    state, orders = method.init(problem, fl.Key(0)), []
+    for _ in range(5):
+        moved = []
+        for _ in range(6):
+            before = state["x"].clone()
+            state = method.step(problem, state)
+            moved.append(int((state["x"] - before).abs().argmax()))
+        orders.append(tuple(moved))
+    assert all(sorted(order) == list(range(6)) for order in orders) and len(set(orders)) > 1
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_a_column_without_entries_moves_the_numerator_alone(denominator):
+    G = matrix()
+    G[:, 2] = 0
+    ends = []
+    for given in (G, G.to_sparse()):
+        f = fl.Quadratic(torch.eye(6, dtype=torch.float64), normal(6, seed=3), normal(6, seed=4))
+        problem = fl.Fractional(f, DENOMINATORS[denominator](given), constant=9.0)
+        ends.append(fl.solve(problem, FractionalCD(), fl.Budget(steps=6_000), tol=1e-9).x)
+        assert float(ends[-1][2]) == pytest.approx(float(normal(6, seed=3)[2]), rel=1e-5)
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize(("scaled", "same"), [(0.5 * L1(0.8), L1(0.4)), (2 * (0.25 * ElasticNet(0.4, 1.0)), ElasticNet(0.2, 0.5)),
+                                              (3 * TERMS["box"], TERMS["box"])])
+def test_scaled_terms_are_terms(scaled, same):
+    one, two = (fl.solve(fraction("absolute", term), FractionalCD(), fl.Budget(steps=60)) for term in (scaled, same))
+    torch.testing.assert_close(one.x, two.x)
+
+
 def test_drift_is_cleared_and_work_is_counted(monkeypatch):
     monkeypatch.setattr(fractional_cd, "REFRESH", 2)
     problem, method = fraction("absolute"), FractionalCD()

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from scipy.sparse.linalg import splu
 
 import fallline as fl
 from fallline.core.errors import WrongProblem
-from fallline.solvers import GinzburgLandau, MomentumSplitting, graph_ssl, neighbor_laplacian, plot_phases
+from fallline.solvers import GinzburgLandau, MomentumSplitting, ginzburg_landau, graph_ssl, neighbor_laplacian, plot_phases
 from fallline.solvers.ginzburg_landau import GraphQuadratic, PeriodicQuadratic
 
 EPS = 0.3
@@ -25,6 +26,13 @@ def ring(n=12):
         W[i, (i + 1) % n] = W[(i + 1) % n, i] = 1.0
     W[0, 5] = W[5, 0] = 0.5
     return np.diag(W.sum(1)) - W
+
+
+def normalised_star(leaves=100):
+    """I − D^(-1/2) W D^(-1/2) of a star, whose middle row sums to 1 − √leaves."""
+    L = np.eye(leaves + 1)
+    L[0, 1:] = L[1:, 0] = -(leaves**-0.5)
+    return L
 
 
 def some_labels(n=12):
@@ -159,6 +167,9 @@ def test_float32_stays_float32():
     ({"grid": (8,), "eps": 0.5, "labels": torch.ones(8)}, "labels are for graphs"),
     ({"laplacian": np.triu(ring()), "eps": 1.0}, "laplacian must be symmetric"),
     ({"laplacian": -ring(), "eps": 1.0}, "D − W, not W − D"),
+    ({"laplacian": np.diag(np.diag(ring())) - ring(), "eps": 1.0}, "no entry above 0 beside the diagonal, and has 1,"),
+    ({"laplacian": normalised_star(), "eps": 1.0}, r"rows that sum to 0 or more, and one sums to -9,.* not I − D"),
+    ({"grid": (8,), "eps": 0.5, "x0": torch.full((8,), math.nan)}, "x0 must be finite"),
     ({"laplacian": ring()[:5], "eps": 1.0}, "laplacian must be a square matrix"),
     ({"laplacian": ring() * math.nan, "eps": 1.0}, "laplacian must be finite"),
     ({"laplacian": ring(), "eps": 1.0, "labels": torch.ones(5)}, "labels must be 12 numbers"),
@@ -168,6 +179,13 @@ def test_float32_stays_float32():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         GinzburgLandau(**arguments)
+
+
+def test_labels_and_start_are_copies():
+    labels = some_labels()
+    problem = GinzburgLandau(laplacian=ring(), eps=1.0, labels=labels)
+    labels.fill_(1.0)
+    assert problem.x0.equal(some_labels()) and (problem.term.labels == some_labels().numpy()).all()
 
 
 def test_a_component_without_a_label_is_warned_of():
@@ -218,6 +236,13 @@ def test_clusters_get_their_labels(k, momentum):
     found = graph_ssl(X, partial, momentum=momentum)
     assert (found.labels.numpy() == y).mean() > 0.96 and all(r.success for r in found.results)
     assert found.field.shape == (len(y), 1 if k == 2 else k) and f"{k} labels" in repr(found)
+
+
+def test_one_factor_serves_all_labels(monkeypatch):
+    factorised = []
+    monkeypatch.setattr(ginzburg_landau, "splu", lambda *args, **options: factorised.append(1) or splu(*args, **options))
+    X, _, partial = clusters(4)
+    assert len(graph_ssl(X, partial).results) == 4 and len(factorised) == 1
 
 
 def test_the_graph_of_neighbours():

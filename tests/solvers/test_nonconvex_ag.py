@@ -85,6 +85,27 @@ def test_other_terms_reach_a_stationary_point_on_nested_variables(term):
         torch.testing.assert_close(again[name], result.x[name], atol=1e-8, rtol=0)
 
 
+def test_a_term_with_but_a_value_and_a_prox_counts_as_convex():
+    class Own:
+        def value(self, x):
+            return 0.3 * x.abs().sum()
+
+        def prox(self, x, step):
+            return soft(x, 0.3 * step)
+
+    target = torch.tensor([2.0, -1.0, 0.1], dtype=torch.float64)
+    loss = fl.Smooth(lambda x: ((x - target) ** 2).sum() / 2, torch.zeros_like(target), facts={"L": 1.0})
+    result = fl.solve(fl.Composite(loss, Own()), NonconvexAcceleratedGradient(), fl.Budget(steps=500), tol=1e-10)
+    assert result.success
+    torch.testing.assert_close(result.x, torch.tensor([1.7, -0.7, 0.0], dtype=torch.float64))
+
+
+def test_a_loss_without_curvature_has_a_step():
+    loss = LinearModel(torch.zeros(4, 2, dtype=torch.float64), torch.ones(4), x0=torch.ones(2, dtype=torch.float64))
+    result = fl.solve(fl.Composite(loss, L1(0.3)), NonconvexAcceleratedGradient(), fl.Budget(steps=50), tol=1e-10)
+    assert result.success and not result.x.any()
+
+
 def test_what_the_method_cannot_solve_is_refused():
     loss = fl.Smooth(lambda x: (x**2).sum(), torch.ones(2))
 
@@ -258,6 +279,11 @@ def test_bad_data():
         NonconvexAG(0.1).fit(X, y).predict_proba(X)
     with pytest.raises(ValueError, match="lambdas must fall"):
         NonconvexAG(0.1).path(X, y, lambdas=[0.1, 0.2])
+    with pytest.raises(ValueError, match="y does not vary"):
+        NonconvexAG(0.1).path(X, np.full_like(y, 0.1))
+    with pytest.raises(ValueError, match="y does not vary"):
+        NonconvexAG(0.1).path(np.ones_like(X), y)
+    assert not NonconvexAG(0.1).path(X, np.ones_like(y), lambdas=[0.2, 0.1]).coefs.any()
     with pytest.raises(ValueError, match="least must be in"):
         NonconvexAG(0.1).path(X, y, least=1.0)
     with pytest.warns(UserWarning, match="has not converged at lam = 0.1"):

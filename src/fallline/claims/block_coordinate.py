@@ -88,7 +88,8 @@ def greedy_rules(scale: Scale, seed: int) -> Evidence:
         ],
         curves=gaps, axes=("steps", "f − f*"),
         notes=[f"n = {n}, d = {d}, column scales log-uniform from 0.1 to 10, ridge 1e-3, blocks of {TAU}, y = A x* + noise, Gaussian "
-               "x* and noise, x_0 = 0, to a gap of 1e-6 of the first one, looked at every 5 steps (50 with gradient updates)."],
+               "x* and noise, x_0 = 0, to a gap of 1e-6 of the first one, looked at every 5 steps (50 with gradient updates). "
+               "Full is the same at n = 4,000 and d = 2,000; a multiclass logistic regression on digits is not run."],
     )
 
 

@@ -112,17 +112,16 @@ def three_or_eight(seed: int) -> tuple[fl.Problem, Tensor, Tensor]:
 
 @claim("on digits 3 against 8 with 5 % of the labels momentum is as accurate as the flow within a point, and 1.5 times faster")
 def graph(scale: Scale, seed: int) -> Evidence:
-    taus, seeds, limit = TAUS[1:], 5, 500 if scale is Scale.QUICK else 10_000
+    seeds, limit = 5, 500 if scale is Scale.QUICK else 10_000
     figures: list[Figure] = []
-    for tau in taus:
+    for tau in TAUS:
         ratios, differences, accuracies = [], [], []
         for s in range(seed, seed + seeds):
             problem, signs, hidden = three_or_eight(s)
-            ends, taken = [], []
-            for momentum in (None, "fista"):
-                values, u = energies(problem, MomentumSplitting(tau, momentum), limit)
-                ends.append(100 * float((u.sign() == signs)[hidden].double().mean()))
-                taken.append(next(k for k, value in enumerate(values) if value <= 1.001 * values[-1]))
+            runs = [energies(problem, MomentumSplitting(tau, momentum), limit) for momentum in (None, "fista")]
+            ends = [100 * float((u.sign() == signs)[hidden].double().mean()) for _, u in runs]
+            level = 1.001 * min(values[-1] for values, _ in runs)
+            taken = [next((k for k, value in enumerate(values) if value <= level), limit) for values, _ in runs]
             ratios.append(taken[0] / taken[1])
             differences.append(abs(ends[0] - ends[1]))
             accuracies.append(ends[1])
@@ -130,4 +129,6 @@ def graph(scale: Scale, seed: int) -> Evidence:
                     at_most(f"points of accuracy apart, τ = {tau:g}", differences, 1.0),
                     recorded(f"accuracy with momentum, τ = {tau:g}", accuracies)]
     return Evidence(figures, notes=[f"357 digits, ε = ω = 1, {seeds} draws of the labels; steps until the energy is within 0.1 % of "
-                                    f"where the run ends after {limit:,} steps. Accuracy is that on the other 95 %."])
+                                    f"the lower of both after {limit:,} steps, and that many where a run does not get there: at "
+                                    "τ = 0.01 the flow is still falling after 500. Accuracy is that on the other 95 %, after all "
+                                    "steps."])

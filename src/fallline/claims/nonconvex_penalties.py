@@ -147,4 +147,6 @@ def support(scale: Scale, seed: int) -> Evidence:
         figures += [recorded("logistic path, p = 100,000: columns looked at, of all", sum(path.kept) / (30 * 100_000)),
                     recorded("logistic path, p = 100,000: gradient steps", sum(path.steps))]
     return Evidence(figures, notes=[f"N = 200, p = {p}, 20 values of λ from λ_max to λ_max / 20 and the same {FOLDS} folds for both; "
-                                    "the lasso is scikit-learn's. Full: also a logistic path of 100,000 columns."])
+                                    "the lasso is scikit-learn's. Ours stops at a gap of 1e-2, not the default 1e-6, which takes some "
+                                    "ten times as long and gave a mean difference of 0.40. Full: also a logistic path of 100,000 "
+                                    "columns."])

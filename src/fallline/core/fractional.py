@@ -185,6 +185,8 @@ class SquareRootSum(Denominator):
 
     def domain(self, z: Tensor, rows: Tensor | slice, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the largest η with g(z + η a) finite."""
+        if not len(a):
+            return torch.full_like(z[0], -math.inf), torch.full_like(z[0], math.inf)
         here = z[rows] + self.offset
         ends = torch.where(a != 0, -here / torch.where(a != 0, a, 1.0), math.inf)
         return torch.where(a > 0, ends, -math.inf).amax(), torch.where(a < 0, ends, math.inf).amin()

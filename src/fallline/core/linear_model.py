@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from fallline.core.checks import check_matrix, check_vector
 from fallline.core.keys import Key
 from fallline.core.operators.columns import DenseColumns, SparseColumns, columns_of
 from fallline.core.operators.linear import LinearOperator
@@ -171,23 +172,27 @@ def LinearModel(A: Tensor, targets: Tensor | None = None, loss: str = "squared",
     Raises
     ------
     ValueError
-        An unknown loss, shapes that do not fit, labels that are not ±1, a negative weight, ridge or count.
+        An unknown loss, shapes that do not fit, labels that are not ±1, a negative weight, ridge or count; an A of whole numbers,
+        weights or an x0 of another dtype than A's; an entry that is not finite.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
     if A.ndim != 2:
         raise ValueError(f"A must be a matrix (n, d), got shape {tuple(A.shape)}")
+    check_matrix("A", A)
     n, d = A.shape
     y = _targets(A, targets, loss)
     w = torch.full((n,), 1 / n, dtype=A.dtype, device=A.device) if weights is None else weights
     if w.shape != (n,) or not bool((w >= 0).all()):
         raise ValueError(f"weights must be {n} numbers that are not negative, got shape {tuple(w.shape)}"
                          + (f" with the least {float(w.min()):g}" if w.numel() else ""))
+    check_vector("weights", w, "A", A)
     if not (math.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge must be a finite number of at least 0, got {ridge}")
     start = A.new_zeros(d, layout=torch.strided) if x0 is None else x0
     if start.shape != (d,):
         raise ValueError(f"x0 must have {d} numbers, one for each column of A, got shape {tuple(start.shape)}")
+    check_vector("x0", start, "A", A)
     parts = LinearParts(A, LinearOperator.from_tensor(A), y, w, LOSSES[loss], float(ridge))
 
     def sample(problem: Problem, key: Key, size: int | None, indices: Tensor | None, at: Any) -> Problem:
@@ -215,6 +220,8 @@ def _targets(A: Tensor, targets: Tensor | None, loss: str) -> Tensor:
                          "2 * y - 1 makes them of 0 and 1")
     if loss == "kl" and not bool((targets >= 0).all()):
         raise ValueError(f"targets of 'kl' must not be negative, got {float(targets.min()):g}")
+    if not bool(targets.isfinite().all()):
+        raise ValueError("targets must be finite, and has NaN or infinite entries")
     return targets.to(A.dtype)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fallline.core.checks import check_matrix, check_vector
 from fallline.core.operators.columns import DenseColumns, SparseColumns, columns_of
 from fallline.core.operators.linear import LinearOperator
 from fallline.core.problem import Problem
@@ -72,20 +73,22 @@ def Quadratic(H: Tensor, b: Tensor | None = None, x0: Tensor | None = None, **op
     Raises
     ------
     ValueError
-        H is not square, not symmetric or not finite, or b or x0 do not fit.
+        H is not square, not symmetric, or of whole numbers; b or x0 do not fit, or have another dtype; an entry is not finite.
     """
     if H.ndim != 2 or H.shape[0] != H.shape[1]:
         raise ValueError(f"H must be a square matrix (n, n), got shape {tuple(H.shape)}")
+    check_matrix("H", H)
     n = len(H)
     asymmetry = _largest(H - H.mT if H.layout is torch.strided else H.to_sparse_coo() - H.to_sparse_coo().mT)
     if not asymmetry <= 100 * torch.finfo(H.dtype).eps * _largest(H):
-        raise ValueError(f"H must be finite and symmetric, and differs from its transpose by up to {asymmetry:.3g}; (H + H.T) / 2 "
+        raise ValueError(f"H must be symmetric, and differs from its transpose by up to {asymmetry:.3g}; (H + H.T) / 2 "
                          "has the same values")
     parts = QuadraticParts(H, LinearOperator.from_tensor(H), H.new_zeros(n, layout=torch.strided) if b is None else b)
     start = torch.zeros_like(parts.b) if x0 is None else x0
     for name, vector in (("b", parts.b), ("x0", start)):
         if vector.shape != (n,):
             raise ValueError(f"{name} must have {n} numbers, one for each row of H, got shape {tuple(vector.shape)}")
+        check_vector(name, vector, "H", H)
     return Problem(start, _oracles(parts), **{"kind": "smooth", "name": "quadratic", **options}, given={"quadratic": parts})
 
 

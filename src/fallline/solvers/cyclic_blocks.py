@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.blocks import BlockModel, Partition, block_model
+from fallline.core.blocks.partition import variables
 from fallline.core.checks import check_count
 from fallline.core.errors import WrongProblem
 from fallline.core.keys import Key
@@ -102,7 +103,8 @@ class _Cyclic(Method):
                                    "its tensors")
             if isinstance(blocks, int):
                 return [_Block(index) for index in torch.arange(len(x0), device=x0.device).chunk(blocks)]
-            return [_Block(torch.as_tensor(block, dtype=torch.int64, device=x0.device)) for block in blocks]
+            assert not isinstance(blocks, str)
+            return [_Block(variables(block, x0.device)) for block in blocks]
         network = (problem.smooth if problem.kind == "composite" else problem).kind == "training"
         leaves: list[str | int] = [name.rpartition(".")[0] for name in x0] if network else list(range(len(tree.leaves(x0))))
         names = leaves if blocks == "layers" else [0] * len(leaves)
@@ -203,7 +205,8 @@ class CyclicBlockVR(_Cyclic):
     -----
     Memory: the last two points and the last gradient. ``counts["component_gradients"]`` are gradients of single samples in the paper's
     sense, b or 2 b' a cycle, each block's part of one being its share. Samples are drawn with replacement. The gap is that of
-    ``CyclicBlocks`` with estimated gradients. Without data every draw is the whole problem.
+    ``CyclicBlocks``, reported after cycles whose gradients are those of all data: the fresh ones, and with a ``batch`` none. Without
+    data every draw is the whole problem.
     """
 
     batch: int | None = None
@@ -253,7 +256,8 @@ class CyclicBlockVR(_Cyclic):
                 model.move(old, kept_old, block.index, state["x"][block.index] - state["before"][block.index])
 
         gap = self._cycle(problem, x, gradient, moved)
-        return {**state, "x": x, "before": state["x"], "g": g, "gap": gap, "t": t + 1}
+        # What samples estimate may be 0 anywhere: where the term holds x it often is.
+        return {**state, "x": x, "before": state["x"], "g": g, "gap": gap if drawn is smooth else None, "t": t + 1}
 
 
 def _count(problem: Problem, model: BlockModel, times: int) -> None:

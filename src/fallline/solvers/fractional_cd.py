@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fallline.core.blocks import SELECTIONS, BlockModel, Cyclic, Random, SmoothBlocks, block_model
+from fallline.core.blocks import BlockModel, SmoothBlocks, block_model
 from fallline.core.errors import MissingOracle, WrongProblem
 from fallline.core.fractional import PiecewiseLinear, SquareRootSum
 from fallline.core.keys import Key
@@ -31,7 +31,7 @@ from fallline.core.problem import Problem
 from fallline.core.registry import register
 from fallline.core.sets import Box
 from fallline.core.space import Range
-from fallline.core.terms import L1, ElasticNet, SquaredL2, Term, Zero
+from fallline.core.terms import L1, ElasticNet, Scaled, SquaredL2, Term, Zero
 
 REFRESH = 100  # sweeps after which rounding is cleared from G x and what f keeps
 SECTIONS, ROUNDS = 64, 12
@@ -143,6 +143,8 @@ class FractionalCD(Method):
     theta : float, default 1e-6
         θ ≥ 0, added to the curvature bounds: F falls by θ η²/(2g) at least.
     select : {"cyclic", "random"}, default "cyclic"
+        In turn, or in an order drawn afresh for every sweep. The paper's random rule draws with replacement, after which no number of
+        steps tells that all coordinates are at rest.
 
     Raises
     ------
@@ -154,10 +156,11 @@ class FractionalCD(Method):
     Notes
     -----
     Solves ``Fractional`` problems whose f is a ``Quadratic`` or a ``LinearModel`` with a loss of bounded curvature, and whose term h,
-    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``. For a convex g it ends in coordinate-wise stationary points, which is
-    more than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a column's nonzeros
-    and a value of f. G x is kept and made afresh every 100 sweeps. The gap is the largest |η| of the last whole sweep; 1e-9 is the
-    paper's tolerance. Reports failure where the numerator becomes negative or g does not stay positive. Best on the CPU in float64.
+    if any, is ``L1``, ``ElasticNet``, ``SquaredL2`` or ``Box``, scaled or not. For a convex g it ends in coordinate-wise stationary
+    points, which is more than those of (proximal) gradient methods; for a concave one in global minima. A step costs a sort of a
+    column's nonzeros and a value of f. G x is kept and made afresh every 100 sweeps. The gap is the largest |η| of the last whole
+    sweep; 1e-9 is the paper's tolerance. Reports failure where the numerator becomes negative or g does not stay positive. Best on
+    the CPU in float64.
     """
 
     variant: Literal["parametric", "fractional"] = "parametric"
@@ -196,15 +199,16 @@ class FractionalCD(Method):
         if term is not None:
             x = term.prox(x, 0.0)
         state: State = {"x": x, "kept": model.start(x), "z": g.operator.matvec(x), "c": model.coordinate_bounds() + self.theta, "t": 0,
-                        "key": key, "longest": torch.zeros_like(x[0]), "gap": None, "work": 0}
+                        "key": key, "order": torch.arange(len(x), device=x.device), "longest": torch.zeros_like(x[0]), "gap": None,
+                        "work": 0}
         problem.counts.add("gradients")
         return self._valued(problem, model, state)
 
     def step(self, problem: Problem, state: State) -> State:
         model, term, g, t, x = block_model(problem.numerator), _term(problem), problem.denominator, state["t"], state["x"]
-        rule = SELECTIONS[self.select]
-        assert isinstance(rule, Cyclic | Random)
-        block = torch.tensor([rule.block(len(x), t, state["key"])], device=x.device)
+        if self.select == "random" and t % len(x) == 0:
+            state = {**state, "order": torch.randperm(len(x), generator=state["key"].fold("sweep", t).generator()).to(x.device)}
+        block = state["order"][t % len(x), None]
         rows, part = g.columns.part(block)
         q = _numerator(state["above"], model.partial(x, state["kept"], block)[0], state["c"][block[0]], x[block[0]], block, term)
         minimiser: Callable[..., Tensor] = piecewise_minimiser if isinstance(g, PiecewiseLinear) else concave_minimiser
@@ -254,6 +258,9 @@ def _separate(term: Term | None) -> tuple[float, float]:
         return 0.0, term.weight
     if isinstance(term, ElasticNet):
         return term.l1, term.l2
+    if isinstance(term, Scaled):
+        l1, l2 = _separate(term.term)
+        return term.factor * l1, term.factor * l2
     raise WrongProblem(f"FractionalCD takes the terms L1, ElasticNet, SquaredL2 and Box in the numerator, got {term!r}")
 
 
@@ -261,6 +268,8 @@ def _numerator(above: Tensor, slope: Tensor, c: Tensor, x: Tensor, block: Tensor
     """q along a coordinate, from the numerator's value, ∇_i f and c_i + θ."""
     l1, l2 = _separate(term)
     low, high = torch.full_like(x, -math.inf), torch.full_like(x, math.inf)
+    while isinstance(term, Scaled):  # of bounds: they are the same
+        term = term.term
     if isinstance(term, Box):
         box = term.restricted(block)
         low, high = box.low.to(x).reshape(()) - x, box.high.to(x).reshape(()) - x

@@ -79,13 +79,18 @@ class GraphQuadratic(Term):
     eps, curvature, fidelity : float
     labels : Tensor (n,)
         ±1, and 0 where there is none.
+
+    Attributes
+    ----------
+    factors : dict
+        The factor by the step size, of the last one alone; terms of one matrix may share it.
     """
 
     def __init__(self, laplacian: Any, eps: float, curvature: float, labels: Tensor, fidelity: float) -> None:
-        self.labels, self.fidelity = labels.double().cpu().numpy(), fidelity
+        self.labels, self.fidelity = labels.detach().double().cpu().numpy().copy(), fidelity
         diagonal = curvature + fidelity * (self.labels != 0)
         self.matrix = (eps * laplacian + scipy.sparse.diags_array(diagonal)).tocsc()
-        self._factor: tuple[float, Any] | None = None
+        self.factors: dict[float, Any] = {}
 
     def value(self, x: Tensor) -> Tensor:
         """Return the energy, a 0-d tensor."""
@@ -95,11 +100,12 @@ class GraphQuadratic(Term):
 
     def _prox(self, x: Tensor, step: float | Tensor) -> Tensor:
         tau = float(step)
-        if self._factor is None or self._factor[0] != tau:
+        if tau not in self.factors:
+            self.factors.clear()
             system = (scipy.sparse.eye_array(len(self.labels)) + tau * self.matrix).tocsc()
-            self._factor = tau, splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+            self.factors[tau] = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
         right = x.detach().double().cpu().numpy() + tau * self.fidelity * self.labels
-        return torch.as_tensor(self._factor[1].solve(right)).to(x)
+        return torch.as_tensor(self.factors[tau].solve(right)).to(x)
 
     def __repr__(self) -> str:
         return f"GraphQuadratic({len(self.labels)} nodes, {int((self.labels != 0).sum())} labelled, fidelity={self.fidelity:g})"
@@ -115,7 +121,8 @@ def GinzburgLandau(grid: tuple[int, ...] | None = None, laplacian: Any = None, *
     grid : tuple of 1 to 3 int
         Points along each side of the unit cube; or
     laplacian : tensor or SciPy sparse matrix (n, n)
-        D − W, symmetric; scale it to a mean degree near 1, or ε and its entries do not compare.
+        D − W with W symmetric and not negative (rows may sum to more than 0); scale it to a mean degree near 1, or ε and its
+        entries do not compare.
     eps : float
         ε: the interface's width; at least two grid spacings.
     labels : Tensor (n,), optional
@@ -141,7 +148,8 @@ def GinzburgLandau(grid: tuple[int, ...] | None = None, laplacian: Any = None, *
     ------
     ValueError
         Both or none of ``grid`` and ``laplacian``; an interface that the grid does not resolve; a splitting that is not concave; a
-        matrix that is not symmetric; labels that are not −1, 0, 1, or do not fit.
+        matrix that is not symmetric, or under which |u| ≤ 1 is not kept: an entry beside the diagonal above 0, or a row that sums to
+        less than 0, as in symmetrically normalised Laplacians; labels that are not −1, 0, 1, or do not fit; a start that is not finite.
 
     Warns
     -----
@@ -164,10 +172,14 @@ def GinzburgLandau(grid: tuple[int, ...] | None = None, laplacian: Any = None, *
         matrix = _checked_laplacian(laplacian)
         shape, cell = (matrix.shape[0],), 1.0
         term = GraphQuadratic(matrix, eps, splitting / eps, _checked_labels(labels, matrix), fidelity)
-    if x0 is None:
-        x0 = labels.double() if labels is not None else 0.2 * torch.rand(shape, generator=as_key(key).generator()).double() - 0.1
+    if x0 is None and labels is not None:
+        x0 = labels.detach().double().clone()
+    elif x0 is None:
+        x0 = 0.2 * torch.rand(shape, generator=as_key(key).generator()).double() - 0.1
     if tuple(x0.shape) != shape:
         raise ValueError(f"x0 must have the shape {shape}, got {tuple(x0.shape)}")
+    if not bool(x0.isfinite().all()):
+        raise ValueError("x0 must be finite, and has NaN or infinite entries")
     largest = float(x0.abs().max())
     needed = max(2.0, 3 * largest**2 - 1)
     if not (math.isfinite(splitting) and splitting >= needed * (1 - 1e-6)):
@@ -202,6 +214,14 @@ def _checked_laplacian(laplacian: Any) -> Any:
         raise ValueError("laplacian must be symmetric: use D − W with W = Wᵀ; a random-walk Laplacian is not")
     if (matrix.diagonal() < 0).any():
         raise ValueError("laplacian must be positive semidefinite, and has a negative diagonal entry: D − W, not W − D")
+    beside = (matrix - scipy.sparse.diags_array(matrix.diagonal())).max()
+    if beside > 1e-10 * scale:
+        raise ValueError(f"laplacian must have no entry above 0 beside the diagonal, and has {beside:.3g}, with which |u| ≤ 1 is not "
+                         "kept and the energy may rise: D − W with W >= 0, not W itself")
+    least = np.asarray(matrix.sum(axis=1)).min()
+    if least < -1e-6 * scale:  # float32 leaves that much
+        raise ValueError(f"laplacian must have rows that sum to 0 or more, and one sums to {least:.3g}, with which |u| ≤ 1 is not kept "
+                         "and the energy may rise: D − W, divided by one number if need be, not I − D^(-1/2) W D^(-1/2)")
     return matrix
 
 

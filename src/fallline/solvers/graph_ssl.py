@@ -101,10 +101,12 @@ def graph_ssl(X: Any, y_partial: Any, *, neighbors: int = 10, eps: float = 1.0, 
     if len(classes) < 2:
         raise ValueError(f"y_partial must have two labels or more beside {unlabelled} for none, got {classes.tolist()}")
     laplacian = neighbor_laplacian(X, neighbors)
-    results = []
+    results: list[Result] = []
+    factors: dict[float, Any] = {}
     for positive in classes[1:] if len(classes) == 2 else classes:
         signs = torch.where(y == unlabelled, 0.0, torch.where(y == positive, 1.0, -1.0)).double()
         problem = GinzburgLandau(laplacian=laplacian, eps=eps, labels=signs, fidelity=fidelity)
+        problem.term.factors = factors  # all have one matrix, as the labels are at the same nodes
         result = solve(problem, MomentumSplitting(tau, momentum), Budget(steps=max_iter), tol=tol * len(y) ** 0.5)
         if not result.success:
             warn(f"the field of label {int(positive)} has not converged: {result.message}; raise max_iter, or tau")

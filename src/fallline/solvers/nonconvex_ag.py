@@ -16,8 +16,12 @@ Computing 34, 2024, arXiv 2009.10629; S. Ghadimi and G. Lan, Math. Program. 156 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from fallline.core import tree
 from fallline.core.constructors import leafwise
@@ -45,9 +49,11 @@ class NonconvexAcceleratedGradient(Method):
 
     Notes
     -----
-    Solves ``Composite(smooth, term)`` with a term whose ``split`` is known: SCAD, MCP, and every convex one. The solution is y, as
-    sparse as prox makes it. The gap is ‖z − y‖/δ, the norm of the generalised gradient at z, 0 at stationary points only; the paper
-    stops by the largest move of z, which is 0 at its first step. Counts gradients of the loss; proximal maps are of the convex part.
+    Solves ``Composite(smooth, term)`` with a term whose ``split`` is known: SCAD, MCP, and every convex one. A term that has but
+    ``value`` and ``prox`` is taken for convex. Where L and the weak convexity are 0, ψ is affine and any step will do: 0.99. The
+    solution is y, as sparse as prox makes it. The gap is ‖z − y‖/δ, the norm of the generalised gradient at z, 0 at stationary points
+    only; the paper stops by the largest move of z, which is 0 at its first step. Counts gradients of the loss; proximal maps are of
+    the convex part.
 
     Raises
     ------
@@ -69,7 +75,7 @@ class NonconvexAcceleratedGradient(Method):
         """Raise unless the loss has gradients of known Lipschitz constant, and the term splits."""
         super().check(problem)
         problem.smooth.require("gradient", by=type(self).__name__)
-        problem.term.split()
+        _split(problem.term)
         self._curvature(problem.smooth, measure=False)
 
     def _curvature(self, loss: Problem, measure: bool = True) -> float:
@@ -83,7 +89,7 @@ class NonconvexAcceleratedGradient(Method):
 
     def init(self, problem: Problem, key: Key) -> State:
         x = tree.clone(problem.x0)
-        step = SAFETY / max(self._curvature(problem.smooth), problem.term.weak_convexity)
+        step = SAFETY / (max(self._curvature(problem.smooth), getattr(problem.term, "weak_convexity", 0.0)) or 1.0)
         return {"x": x, "y": x, "z": x, "step": step, "alpha": 1.0, "speeds": [1.0, 1.0], "age": 0, "gap": None}
 
     def step(self, problem: Problem, state: State) -> State:
@@ -93,7 +99,7 @@ class NonconvexAcceleratedGradient(Method):
             alpha, age = 1.0, 0
         else:
             alpha = 2 / (1 + math.sqrt(1 + 4 / state["alpha"] ** 2))
-        convex, concave = problem.term.split()
+        convex, concave = _split(problem.term)
         prox = leafwise(convex, convex.prox)
         z = tree.axpy(alpha, tree.sub(x, y), y)
         gradient = tree.add(problem.smooth.gradient(z), leafwise(problem.term, concave)(z))
@@ -105,3 +111,9 @@ class NonconvexAcceleratedGradient(Method):
 
     def report(self, problem: Problem, state: State) -> Report:
         return Report(state["y"], gap=state["gap"])
+
+
+def _split(term: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A convex term and the gradient of a smooth concave one."""
+    split: tuple[Any, Callable[[Tensor], Tensor]] = term.split() if hasattr(term, "split") else (term, torch.zeros_like)
+    return split

@@ -277,6 +277,8 @@ class _Design:
         if not 0 < least < 1:
             raise ValueError(f"least must be in (0, 1), got {least!r}")
         largest = self.largest
+        if len(self.classes) == 1 or not largest > 0:
+            raise ValueError("y does not vary, or with no column of X: λ_max is 0, and the mean fits at every λ; give lambdas")
         return [largest * least ** (k / max(1, n_lambdas - 1)) for k in range(n_lambdas)]
 
     def unscaled(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,9 @@ def test_a_partition_is_checked_and_knows_its_blocks():
 
 
 @pytest.mark.parametrize("blocks, message", [([[0, 1], [1, 2]], "variable 1 is in 2"), ([[0, 1]], "variable 2 is in none"),
-                                             ([[0, 1], [], [2]], "empty"), ([[0, 1, 3], [2]], "from 0 to 2")])
+                                             ([[0, 1], [], [2]], "empty"), ([[0, 1, 3], [2]], "from 0 to 2"),
+                                             ([[0, 1.9], [2]], "whole numbers, got"), ([[True, False], [0]], "whole numbers, got"),
+                                             ([torch.tensor([0.0, 1.0, 2.0])], "whole numbers, got .* of torch.float32")])
 def test_partitions_that_are_none(blocks, message):
     with pytest.raises(ValueError, match=message):
         Partition(blocks, 3)
@@ -217,5 +219,12 @@ def test_a_quadratic_is_its_formula_and_checks_its_matrix():
         fl.Quadratic(torch.ones(2, 3))
     with pytest.raises(ValueError, match="b must have 2"):
         fl.Quadratic(torch.eye(2), torch.ones(3))
-    with pytest.raises(ValueError, match="finite"):
-        fl.Quadratic(torch.full((2, 2), math.nan))
+    one, single = torch.ones(2, dtype=torch.float64), torch.eye(2, dtype=torch.float32)
+    for arguments, message in (((torch.full((2, 2), math.nan),), "H must be finite"),
+                               ((torch.eye(2, dtype=torch.int64),), "H must have a floating dtype, got torch.int64"),
+                               ((single, one), "b must have the dtype of H, torch.float32, got torch.float64"),
+                               ((single, None, one), "x0 must have the dtype of H, torch.float32, got torch.float64"),
+                               ((one.diag(), one * math.nan), "b must be finite"),
+                               ((one.diag(), None, one / 0), "x0 must be finite")):
+        with pytest.raises(ValueError, match=message):
+            fl.Quadratic(*arguments)

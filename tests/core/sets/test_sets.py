@@ -176,6 +176,13 @@ def test_half_precision(each: Set) -> None:
     torch.testing.assert_close(each.project(x).double(), each.project(x.double()), atol=0.03, rtol=0.03)
 
 
+def test_a_restricted_box_has_the_bounds_of_its_entries() -> None:
+    index, x = torch.tensor([4, 2]), torch.tensor([-9.0, 9.0])
+    one, five = torch.tensor([1.0]), torch.arange(5.0)
+    for box, low, high in ((Box(-one, one), -1, 1), (Box(-1.0, one), -1, 1), (Box(-one, five), -1, 2), (Box(-five, one), -4, 1)):
+        assert box.restricted(index).project(x).tolist() == [low, high]
+
+
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="low must be <= high"):
         Box(1.0, 0.0)

@@ -10,6 +10,15 @@ from torch import Tensor
 from fallline.core.operators.columns import positions
 
 
+def variables(block: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Return a block as a 1-D tensor of int64; raise ValueError if it holds anything but whole numbers."""
+    made = torch.as_tensor(block, device=device).reshape(-1)
+    if len(made) and (made.is_floating_point() or made.is_complex() or made.dtype == torch.bool):
+        raise ValueError(f"blocks must hold variables as whole numbers, got {made[:5].tolist()} of {made.dtype}; mask.nonzero() makes "
+                         "them of a mask")
+    return made.to(torch.int64)
+
+
 class Partition:
     """Disjoint blocks that cover the variables 0, …, n − 1.
 
@@ -23,11 +32,11 @@ class Partition:
     Raises
     ------
     ValueError
-        Blocks that overlap, leave a variable out, are empty, or hold what is no variable.
+        Blocks that overlap, leave a variable out, are empty, or hold what is no variable, as floats and booleans are.
     """
 
     def __init__(self, blocks: Sequence[Tensor | Sequence[int]], size: int, device: torch.device | str = "cpu") -> None:
-        indices = [torch.as_tensor(block, dtype=torch.int64, device=device).reshape(-1) for block in blocks]
+        indices = [variables(block, device) for block in blocks]
         lengths = [len(block) for block in indices]
         if not all(lengths):
             raise ValueError(f"blocks must not be empty, and block {lengths.index(0) if lengths else 0} of {len(lengths)} is")

@@ -3,6 +3,7 @@
     gradient   d = prox_{r/L_b}(x_b − ∇_b f / L_b) − x_b;  where no L_b is known it is doubled until the model majorises f
     matrix     d = argmin ⟨∇_b f, d⟩ + ½ dᵀ H_b d + r(x_b + d),  H_b ⪰ ∇²_bb f fixed
     newton     the same with ∇²_bb f(x) for H_b, then α d, α = 1, ½, ¼, … until F falls by c α (⟨∇_b f, d⟩ + r(x_b + d) − r(x_b))
+               without r, what of ∇_b f lies outside the range of ∇²_bb f is added as a gradient step, over max(‖∇²_bb f‖_∞, ‖∇_b f‖)
     exact      newton until the block is solved; matrix where f is quadratic
     message    the matrix update in forests, by elimination from the leaves, in linear time; without r
 
@@ -163,6 +164,9 @@ class MatrixUpdate:
 class NewtonUpdate:
     """d = −(∇²_bb f)⁻¹ ∇_b f, or its proximal form, with backtracking.
 
+    A singular ∇²_bb f has its pseudo-inverse taken and, where f is not a quadratic, −(I − HH⁺) ∇_b f / max(‖H‖_∞, ‖∇_b f‖) added: a
+    flat curvature (that of x⁴ at 0, or of a Huber loss far out) does not hold a block.
+
     Parameters
     ----------
     c1 : float, default 1e-4
@@ -189,6 +193,9 @@ class NewtonUpdate:
         if d is None or isinstance(step.model, QuadraticBlocks):
             return _moved(step, H, d)
         here, term = step.here, step.term
+        if term is None:
+            scale = torch.maximum(H.abs().sum(1).amax(), torch.linalg.vector_norm(step.gradient)).clamp(min=torch.finfo(H.dtype).tiny)
+            d = d - (H @ d + step.gradient) / scale
         fall = 0.0 if term is None else float(term.value(here + d) - term.value(here))
         # The slope is at most −dᵀHd, which has digits where differences of r have none left.
         slope = min(float(step.gradient @ d) + fall, -float(d @ (H @ d)))

@@ -39,7 +39,7 @@ class Box(Set):
 
     def restricted(self, index: Tensor) -> Box:
         """Return the box of the entries ``index`` of a vector."""
-        if self.low.ndim == self.high.ndim == 0:
+        if self.low.numel() == self.high.numel() == 1:
             return self
         low, high = (bound.to(index.device) for bound in torch.broadcast_tensors(self.low, self.high))
         return Box(low[index], high[index])
