@@ -102,3 +102,13 @@ def test_bad_input():
         parallel_solve(lambda s, where: h(s, slice(None))[:2], zeros, check=False)
     blown = parallel_solve(lambda s, where: (torch.cat([s.new_ones(1), s[:-1] * 1e200]))[where], torch.zeros(T, dtype=torch.float64))
     assert blown.status == "nonfinite" and not math.isfinite(float(blown.x.sum()))
+
+
+def test_a_transient_nan_ends_no_iteration():
+    one = torch.ones((), dtype=torch.float64)
+    equations = [lambda s: one, lambda s: 5 * s[0] / s[0], lambda s: torch.nan_to_num(s[1]), lambda s: s[2] + 1]  # 0/0 at first
+    for h, init in ((lambda s, where: [equation(s) for equation in equations[where]], [0 * one] * 4),
+                    (lambda s, where: torch.stack([equation(s) for equation in equations])[where], torch.zeros(4, dtype=torch.float64))):
+        for method in ("jacobi", "gs", "jacobi_gs", "gs_jacobi"):
+            result = parallel_solve(h, init, method, block=2, check=False)
+            assert result.success and [float(s) for s in result.x] == [1, 5, 5, 6]

@@ -175,13 +175,12 @@ def test_small_rows_and_entries_are_not_taken_for_zero(method, dtype, entry):
 @BOTH
 @pytest.mark.parametrize(("dtype", "decades"), [(torch.float32, 3), (torch.float64, 6)])
 def test_feasible_programs_with_badly_scaled_rows_are_not_called_infeasible(method, dtype, decades):
-    for seed in range(20):
+    for seed in range(15):
         generator = fl.Key(seed).fold("rows").generator()
-        A = torch.randn(3, 6, dtype=torch.float64, generator=generator)
-        A = A * 10 ** (decades * (2 * torch.rand(3, 1, dtype=torch.float64, generator=generator) - 1))
-        x, c = torch.rand(2, 6, dtype=torch.float64, generator=generator)
-        problem = LinearProgram(c.to(dtype), A.to(dtype), (A @ x).to(dtype))
-        assert fl.solve(problem, method, fl.Budget(steps=600), tol=1e-9, every=100).status != "failed"
+        A = torch.randn(3, 6, dtype=dtype, generator=generator) * torch.logspace(-decades, decades, 3, dtype=dtype)[:, None]
+        x, c = torch.rand(2, 6, dtype=dtype, generator=generator)
+        result = fl.solve(LinearProgram(c, A, A @ x), method, fl.Budget(steps=600), tol=1e-5, every=100)
+        assert result.status != "failed"
 
 
 @BOTH

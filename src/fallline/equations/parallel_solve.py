@@ -157,12 +157,13 @@ def _shapes(states: Any) -> str:
 
 
 def _difference(new: Any, old: Any) -> float:
-    """The largest change of an entry."""
+    """The largest change of an entry; infinite where one is NaN, which Python's ``max`` would lose."""
     if not isinstance(new, Tensor):
         return max(_difference(a, b) for a, b in zip(new, old, strict=True))
     if new.dtype == torch.bool:
         new, old = new.long(), old.long()
-    return float((new - old).abs().max()) if new.numel() else 0.0
+    change = float((new - old).abs().max()) if new.numel() else 0.0
+    return math.inf if math.isnan(change) else change
 
 
 def _check_causal(h: Equations, states: Any, length: int) -> None:
