@@ -107,8 +107,9 @@ def test_bad_input():
 def test_a_transient_nan_ends_no_iteration():
     one = torch.ones((), dtype=torch.float64)
     equations = [lambda s: one, lambda s: 5 * s[0] / s[0], lambda s: torch.nan_to_num(s[1]), lambda s: s[2] + 1]  # 0/0 at first
-    for h, init in ((lambda s, where: [equation(s) for equation in equations[where]], [0 * one] * 4),
-                    (lambda s, where: torch.stack([equation(s) for equation in equations])[where], torch.zeros(4, dtype=torch.float64))):
+    zeros = torch.zeros(4, dtype=torch.float64)
+    for h, init in ((lambda s, where: [equation(s) for equation in equations[where]], list(zeros)),
+                    (lambda s, where: torch.stack([equation(s) for equation in equations])[where], zeros)):
         for method in ("jacobi", "gs", "jacobi_gs", "gs_jacobi"):
             result = parallel_solve(h, init, method, block=2, check=False)
             assert result.success and [float(s) for s in result.x] == [1, 5, 5, 6]

@@ -150,8 +150,8 @@ class Picard(_Iteration):
     -----
     At steps 1, 2, 4, 8, … both estimates of v are shown to the problem's ``certify``. If it returns a certificate the run ends as
     "failed" with its verdict: never because a residual stays large. Where the problem knows a ``radius``, it is infeasible as well
-    when the ball without fixed points is larger by more than rounding (√ε of it). Else the certificate is a ``Displacement``. A tolerance above ‖v‖ cannot tell an
-    infeasible problem from a solved one.
+    when the ball without fixed points is larger by more than rounding (√ε of it). Else the certificate is a ``Displacement``. A
+    tolerance above ‖v‖ cannot tell an infeasible problem from a solved one.
     """
 
     growth: ClassVar[float] = 1.0

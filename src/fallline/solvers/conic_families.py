@@ -185,7 +185,10 @@ class ProductionPlanning(ConicFamily):
         return torch.cat([d, f, r, b], 1)
 
     def optimum(self, instances: Tensor) -> Tensor:
-        """Return the optimal values: L at the root of its derivative b − Σ r_j √(f_j/(d_j − r_j y)), by bisection."""
+        """Return the optimal values, by bisection on y: the objective at x_j = √(f_j/(d_j − r_j y)) that uses b up, but for rounding.
+
+        Taken from the side of rᵀx < b: such a point is feasible, so that its objective owes nothing to ``bound``.
+        """
         if not bool((self._check(instances) > 0).all()):
             raise ValueError(f"instances of {self!r} must be positive, got a least entry of {float(instances.min()):g}")
         d, f, r, b = self.split(instances)
@@ -200,7 +203,8 @@ class ProductionPlanning(ConicFamily):
             middle = (low + high) / 2
             rising = too_low(middle)
             low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-        return self.bound(high.unsqueeze(-1), instances)
+        x = (f / (d - r * low.unsqueeze(-1))).sqrt()
+        return (d * x + f / x).sum(-1)
 
     def __repr__(self) -> str:
         return f"ProductionPlanning(products={self.products})"

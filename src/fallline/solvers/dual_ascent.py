@@ -168,8 +168,8 @@ class DualAscent(Method):
             return ""
         i = int(torch.where(hopeless, worth, -math.inf).argmax())
         return (f"the constraint {_names(problem, len(worth))[i]!r} seems to be infeasible: its multiplier has grown steadily to "
-                f"{float(state['multipliers'][i]):.3g}, and it is still exceeded by {float(late[i]):.3g}, hardly less than before; relax "
-                "its level, take a richer model, or more primal_steps")
+                f"{float(state['multipliers'][i]):.3g}, and it is still exceeded by {float(late[i]):.3g}, hardly less than before; "
+                "relax its level, take a richer model, or more primal_steps")
 
     def report(self, problem: Problem, state: State) -> Report:
         primal = self.primal.report(problem, state["primal"])

@@ -82,9 +82,9 @@ def Feasibility(A: Any, B: Any, z0: Tensor, *, radius: float | None = None, **op
     Notes
     -----
     Runs end as infeasible where a common point would be further away than ε^(−1/2) times the larger of 1 and the coordinates (7e7 in
-    float64), and with a radius further from ``z0`` than that. A gap of less than 1e-6 of the coordinates (100 √ε) is within the rounding of the proof, and ends no
-    run. Sets at a distance of zero without a common point, such as a hyperbola and its asymptote, cannot be told from sets with one:
-    they end as converged, with a point of each within the tolerance.
+    float64), and with a radius further from ``z0`` than that. A gap of less than 1e-6 of the coordinates (100 √ε) is within the
+    rounding of the proof, and ends no run. Sets at a distance of zero without a common point, such as a hyperbola and its asymptote,
+    cannot be told from sets with one: they end as converged, with a point of each within the tolerance.
     """
     first, second = (_projection(each, name) for each, name in ((A, "A"), (B, "B")))
 

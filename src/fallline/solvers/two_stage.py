@@ -97,8 +97,8 @@ class TwoStageInstance:
             if array.shape != shapes.get(name, array.shape):
                 raise ValueError(f"{name} must have shape {shapes[name]} to fit Q, h, b and features, got {array.shape}")
             if not np.isfinite(array).all():
-                raise ValueError(f"{name} must be finite, got NaN or infinite entries in it; leave out rows that hold always, and bound "
-                                 "every uncertain number, for an unbounded scenario has no worst case")
+                raise ValueError(f"{name} must be finite, got NaN or infinite entries in it; leave out rows that hold always, and "
+                                 "bound every uncertain number, for an unbounded scenario has no worst case")
         if not (self.low <= self.high).all():
             raise ValueError(f"low must be <= high, got {self.low} and {self.high}")
 
