@@ -86,3 +86,11 @@ def test_a_map_may_be_nonexpansive_in_another_norm():
 def test_single_precision_is_not_taken_for_an_expansion():
     problem = fl.FixedPoint(lambda x: rotation(2.0)(x.double()).float(), START.float() * 1e3)
     assert fl.solve(problem, Picard(), fl.Budget(steps=500)).status == "budget"
+
+
+@BOTH
+def test_a_fixed_point_at_the_very_radius_is_not_ruled_out_by_rounding(method):
+    for seed in range(30):
+        c, x0 = torch.randn(2, 5, dtype=torch.float64, generator=fl.Key(seed).fold("radius").generator())
+        problem = fl.FixedPoint(lambda x, c=c: 2 * c - x, x0, radius=float((c - x0).norm()))
+        assert fl.solve(problem, method, fl.Budget(steps=64), tol=1e-12).status != "failed"

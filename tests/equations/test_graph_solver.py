@@ -198,3 +198,10 @@ def test_bad_input():
                          ((edge_index, nodes, edges, torch.zeros(4).long()), "graph must hold a whole number for each of 9 nodes")):
         with pytest.raises(ValueError, match=message):
             solver(*bad)
+
+
+def test_a_compressed_matrix_is_taken_as_any_sparse_one():
+    A = torch.tensor([[0.0, 0.5, 0.0], [0.25, 0.0, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    b = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for matrix in (A.to_sparse_csr(), A.to_sparse_csc()):
+        torch.testing.assert_close(fixed_point_layer(matrix, b, 0.9, "tanh"), fixed_point_layer(A, b, 0.9, "tanh"))

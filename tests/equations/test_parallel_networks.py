@@ -157,3 +157,19 @@ def test_bad_input():
         parallel_layers([nn.Linear(1, 1)], torch.zeros(1, 1), "residual")
     with pytest.raises(ValueError, match="at least one module"):
         parallel_layers([], torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("connect", ["chain", "dense"])
+@pytest.mark.parametrize("first", [nn.Identity, lambda: nn.Linear(4, 4).requires_grad_(False)], ids=["no parameters", "frozen"])
+def test_layers_without_a_gradient_leave_that_of_the_others_right(first, connect):
+    layers = [layer.double() for layer in (first(), nn.Linear(8 if connect == "dense" else 4, 4), nn.Tanh())]
+    x = torch.randn(3, 4, dtype=torch.float64, generator=fl.Key(0).generator())
+    if connect == "dense":
+        layers[2] = nn.Linear(12, 4).double()
+    seen = x
+    for layer in layers:
+        last = layer(seen)
+        seen = torch.cat([seen, last], 1) if connect == "dense" else last
+    (expected,) = torch.autograd.grad(last.square().sum(), layers[1].weight)
+    (found,) = torch.autograd.grad(parallel_layers(layers, x, connect).x[-1].square().sum(), layers[1].weight)
+    torch.testing.assert_close(found, expected)

@@ -52,7 +52,7 @@ def test_what_a_method_costs():
 def test_a_tolerance_ends_earlier_and_is_said():
     h, expected = coupled(0.1)
     exact, rough = (parallel_solve(h, torch.zeros(T, dtype=torch.float64), tol=tol) for tol in (0.0, 1e-3))
-    assert rough.nit < exact.nit <= T and rough.gap <= 1e-3 and "to 0.001" in rough.message
+    assert rough.nit < exact.nit <= T and rough.gap <= 1e-3 and "changed by more than 0.001" in rough.message
     torch.testing.assert_close(rough.x, expected, atol=1e-2, rtol=0)
 
 
@@ -102,3 +102,26 @@ def test_bad_input():
         parallel_solve(lambda s, where: h(s, slice(None))[:2], zeros, check=False)
     blown = parallel_solve(lambda s, where: (torch.cat([s.new_ones(1), s[:-1] * 1e200]))[where], torch.zeros(T, dtype=torch.float64))
     assert blown.status == "nonfinite" and not math.isfinite(float(blown.x.sum()))
+
+
+def test_a_transient_nan_ends_no_iteration():
+    one = torch.ones((), dtype=torch.float64)
+    equations = [lambda s: one, lambda s: 5 * s[0] / s[0], lambda s: torch.nan_to_num(s[1]), lambda s: s[2] + 1]  # 0/0 at first
+    zeros = torch.zeros(4, dtype=torch.float64)
+    for h, init in ((lambda s, where: [equation(s) for equation in equations[where]], list(zeros)),
+                    (lambda s, where: torch.stack([equation(s) for equation in equations])[where], zeros)):
+        for method in ("jacobi", "gs", "jacobi_gs", "gs_jacobi"):
+            result = parallel_solve(h, init, method, block=2, check=False)
+            assert result.success and [float(s) for s in result.x] == [1, 5, 5, 6]
+
+
+@pytest.mark.parametrize("method", ["jacobi", "jacobi_gs"])
+def test_a_tolerance_promises_no_residual(method):
+    """Of s_t = 100 s_{t−1} + 0.001 a round changes the first state by 0.001, and the next one would be wrong by 0.1."""
+
+    def h(s, where):
+        return (0.001 + 100 * torch.cat([s.new_zeros(1), s[:-1]]))[where]
+
+    result = parallel_solve(h, torch.zeros(4, dtype=torch.float64), method, block=2, tol=0.01)
+    assert "every equation" not in result.message and "no state changed by more than 0.01 in its last round" in result.message
+    assert "every equation holds after 4 rounds" in parallel_solve(h, result.x, "gs", tol=0.01).message

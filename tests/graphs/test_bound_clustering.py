@@ -195,3 +195,23 @@ def test_bad_input_is_refused_at_the_door():
         BoundClustering(3, iters=0)
     with pytest.raises(ValueError, match="sigma must be"):
         ModePrototype(0.0)
+
+
+def test_a_step_leaves_the_state_before_as_it_was():
+    X, _ = blobs()
+    problem, method = RegularizedClustering(X, 3, W=neighbor_graph(X, 3)), BoundUpdates()
+    state = method.init(problem, fl.Key(0))
+    kept = {name: value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    method.step(problem, state)
+    assert all(torch.equal(state[name], value) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    (torch.full((120,), 3), r"labels must be from 0 to 2, or −1 for none, got \[3\]"),
+    (torch.full((120,), -2), r"got \[-2\]"),
+    (torch.zeros(5, dtype=torch.long), r"labels must be 120 integers, one a point, got shape \(5,\)"),
+    (torch.zeros(120), "of torch.float32"),
+])
+def test_labels_that_fit_no_clustering_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        RegularizedClustering(blobs()[0], 3, labels=labels)

@@ -194,3 +194,12 @@ def test_bad_settings_are_refused_at_the_door():
         CoLiDE("both")
     with pytest.raises(ValueError, match="lam must be"):
         CoLiDE(lam=-1.0)
+
+
+def test_a_step_leaves_the_state_before_as_it_was():
+    problem, path = StructureLearning(data(), EqualVarianceScore()), LogDetPath(lr=1e-2)
+    state = path.step(problem, path.init(problem, fl.Key(0)))
+    for before in (state, {**state, "W": 3 + state["W"]}):  # an ordinary step, and one back into the domain
+        kept = {name: value.clone() for name, value in before.items() if isinstance(value, torch.Tensor)}
+        path.step(problem, before)
+        assert all(torch.equal(before[name], value) for name, value in kept.items())

@@ -259,3 +259,9 @@ def test_the_function_of_cycles_is_0_without_and_refuses_what_it_is_not_defined_
     assert float(h(W)) == pytest.approx(-np.log(1 - 0.3))
     with pytest.raises(ValueError, match=r"spectral radius of \|W\| below 1 for h, got 1\.1"):
         h(2 * W)
+
+
+@pytest.mark.parametrize(("settings", "tried"), [({"small": 6, "large_tries": 0}, 6), ({"small": 6, "large_tries": 99}, 66)])
+def test_the_message_counts_the_swaps_that_were_tried(settings, tried):
+    result = fl.solve(StructureLearning(data(12), LeastSquaresScore()), TopologicalSwaps(**settings), fl.Budget(steps=1_000))
+    assert result.success and f"none of the {tried} likeliest swaps" in result.message

@@ -96,3 +96,13 @@ def test_bad_weights_are_refused_at_the_door():
         erdos_renyi(10, 46)
     with pytest.raises(ValueError, match="edges_per_node must be below"):
         scale_free(3, 3)
+
+
+def test_numbers_that_make_no_graph_and_no_sample_are_refused():
+    W = CHAIN.clone()
+    W[0, 1] = float("nan")
+    with pytest.raises(ValueError, match="W must be finite"):
+        to_dag(W)
+    for variances in (-1.0, float("nan"), torch.tensor([1.0, -1.0, 1.0])):
+        with pytest.raises(ValueError, match="variances must be at least 0"):
+            WeightedDAG(CHAIN).sample(3, variances=variances)

@@ -128,3 +128,20 @@ def test_bad_settings_and_wrong_problems_are_refused():
         fl.solve(fl.Constrained(smooth, Box(0.0, 1.0), inequality=lambda x: x), DualAscent())
     with pytest.raises(fl.MissingOracle, match="'inequality'"):
         fl.solve(fl.Constrained(smooth, Box(0.0, 1.0)), DualAscent())
+
+
+@pytest.mark.parametrize("dual_lr", [0.01, 0.1, 1.0, 20.0])
+@pytest.mark.parametrize("curvature", [1.0, 100.0])
+def test_a_multiplier_that_must_become_large_is_not_taken_for_infeasible(curvature, dual_lr):
+    """min k x² subject to x ≥ 1: the excess 1 − λ/2k falls hardly at all before λ is near 2k."""
+    smooth = fl.Smooth(lambda x: curvature * (x**2).sum(), torch.zeros(1, dtype=D))
+    problem = fl.Constrained(smooth, inequality=lambda x: 1 - x)
+    result = fl.solve(problem, DualAscent(Exactly(), dual_lr=dual_lr, primal_steps=1), fl.Budget(steps=1_024), every=64)
+    assert result.status == "budget"
+
+
+def test_a_single_constraint_may_be_a_number():
+    smooth = fl.Smooth(lambda s: ((1 - s) ** 2).sum(), torch.full((1,), 0.3, dtype=D))
+    problem = fl.Constrained(smooth, inequality=lambda s: s.square().sum() - 0.25)
+    result = fl.solve(problem, DualAscent(Exactly(), dual_lr=0.7, primal_steps=1), fl.Budget(steps=200))
+    assert float(result.x) == pytest.approx(0.5) and result.certificate.multipliers.shape == (1,) and "0" in repr(result.certificate)

@@ -211,3 +211,23 @@ def test_bad_input_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(ImportError, match=r"pip install 'fallline\[conic\]'"):
         ConicMinimizer(2, lambda x: (np.ones(2) @ x, []))
+
+
+@pytest.mark.parametrize("family", [MultiKnapsack(20, 3), ProductionPlanning(20)], ids=repr)
+def test_bounds_are_in_float64_whatever_is_given(family):
+    instances, y = family.sample(30, 1).float(), family.to_cone(draw(30, family.duals)).float()
+    found = family.bound(y, instances)
+    assert found.dtype == family.optimum(instances).dtype == D
+    torch.testing.assert_close(found, family.bound(y.double(), instances.double()), rtol=0, atol=0)
+    proxy = DualProxy(family, (8,))
+    assert proxy.bound(instances).dtype == D
+    if family.sense == "max":  # multipliers that are optimal up to float32: rounding must not take them past the optimum
+        duals = [-linprog(-p, A_ub=W, b_ub=b, bounds=(0, 1)).ineqlin.marginals
+                 for p, W, b in zip(*(part.numpy() for part in family.split(instances)), strict=True)]
+        best = torch.tensor(np.array(duals)).clamp(min=0).float()
+        assert float((family.bound(best, instances) - family.optimum(instances)).min()) > -1e-10
+
+
+def test_a_box_without_a_bound_is_refused():
+    with pytest.raises(ValueError, match="high must be finite, got inf in it"):
+        box_bound(draw(1), draw(2), draw(1, 2), draw(1), torch.zeros(2, dtype=D), torch.full((2,), math.inf, dtype=D))

@@ -94,3 +94,16 @@ def test_matrices_are_points_too():
 def test_bad_input():
     with pytest.raises(TypeError, match=r"B must be a set with project\(x\)"):
         Feasibility(sets.Box(0.0, 1.0), 3, START)
+
+
+@BOTH
+def test_a_radius_that_holds_a_far_common_point_is_believed(method):
+    """Two lines through (0, 0) and (0, 1) that meet 1e9 away."""
+    one, start = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    other = torch.tensor([math.cos(1e-9), math.sin(1e-9)], dtype=torch.float64)
+
+    def run(radius):
+        problem = Feasibility(lambda x: one * (one @ x), lambda x: start + other * (other @ (x - start)), 0 * one, radius=radius)
+        return fl.solve(problem, method, fl.Budget(steps=200), tol=1e-9)
+
+    assert run(None).status == "failed" and run(1e12).status != "failed"

@@ -158,3 +158,36 @@ def test_bad_input():
         LinearProgram(c, 0 * A, b)
     with pytest.raises(ValueError, match="x0 and y0 must have 14 and 8 entries"):
         LinearProgram(c, A, b, x0=b)
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "entry"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_small_rows_and_entries_are_not_taken_for_zero(method, dtype, entry):
+    def tensors(*parts):
+        return [torch.tensor(part, dtype=dtype) for part in parts]
+
+    programs = [tensors([1.0, 1.0], [[1.0, 1.0], [entry, -entry]], [1.0, entry]),  # x = (1, 0)
+                tensors([-1.0, 0.0], [[entry, 1.0]], [1.0])]  # x = (1/entry, 0)
+    for c, A, b in programs:
+        assert fl.solve(LinearProgram(c, A, b), method, fl.Budget(steps=3_000), tol=1e-7, every=100).status != "failed"
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "decades"), [(torch.float32, 3), (torch.float64, 6)])
+def test_feasible_programs_with_badly_scaled_rows_are_not_called_infeasible(method, dtype, decades):
+    for seed in range(15):
+        generator = fl.Key(seed).fold("rows").generator()
+        A = torch.randn(3, 6, dtype=dtype, generator=generator) * torch.logspace(-decades, decades, 3, dtype=dtype)[:, None]
+        x, c = torch.rand(2, 6, dtype=dtype, generator=generator)
+        result = fl.solve(LinearProgram(c, A, A @ x), method, fl.Budget(steps=600), tol=1e-5, every=100)
+        assert result.status != "failed"
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_an_infeasible_block_is_found_beside_a_feasible_one_of_another_scale(method, scale):
+    c, A, b = program("infeasible", 1)
+    more, B, right = program("feasible", 2)
+    problem = LinearProgram(torch.cat([c, more]), torch.block_diag(A, scale * B), torch.cat([b, scale * right]))
+    result = fl.solve(problem, method, fl.Budget(steps=20_000), every=16)
+    assert result.status == "failed" and result.certificate.kind == "primal infeasible"

@@ -196,9 +196,23 @@ def test_bad_input_is_refused(learned):
         replace(instance, b=np.array([-1.0])).worst_case(np.ones(5))
     with pytest.raises(ValueError, match="the program has no solution"):
         replace(plain(instance), h=instance.h - 1e6).worst_case(np.ones(5))
-    with pytest.raises(ValueError, match=r"T must have shape \(11, 5\) to fit cost, Q, h and b, got \(11, 4\)"):
+    with pytest.raises(ValueError, match=r"T must have shape \(11, 5\) to fit Q, h, b and features, got \(11, 4\)"):
         replace(instance, T=instance.T[:, :4])
-    with pytest.raises(ValueError, match="low and high must be finite"):
+    with pytest.raises(ValueError, match="high must be finite"):
         replace(instance, high=np.full(5, np.inf))
     shifted = replace(instance, A=-np.ones((1, 5)), b=np.array([-2.0]))  # Σξ ≥ 2: the nominal point is not 0
     assert shifted.nominal().sum() >= 2 - 1e-9 and shifted.worst_case(np.ones(5)).xi.sum() >= 2 - 1e-9
+
+
+def test_instances_with_nan_or_wrong_shapes_are_refused():
+    instance = plain(RobustKnapsack((5,)).sample(0))
+    for field in ("cost", "q", "Q", "W", "T", "h", "A", "b", "low", "high", "features"):
+        spoiled = np.array(getattr(instance, field), dtype=float)
+        spoiled.flat[0] = np.nan
+        with pytest.raises(ValueError, match=f"{field} must be finite"):
+            replace(instance, **{field: spoiled})
+    for field in ("cost", "h", "b", "high"):
+        with pytest.raises(ValueError, match=f"{field} must have shape"):
+            replace(instance, **{field: getattr(instance, field)[None]})
+    with pytest.raises(ValueError, match=r"G must have shape \(1, 5\)"):
+        replace(instance, first=(np.ones((1, 4)), np.ones(1)))

@@ -62,7 +62,8 @@ def one_penalty(scale: Scale, seed: int) -> Evidence:
                      *(recorded(f"SHD at variance {variance:g}, {side}", found)
                        for side, by_variance in distances.items() for variance, found in by_variance.items())],
                     notes=["Erdős-Rényi graphs of 10 nodes and 20 edges, n = 500, |w| > 0.3, 3 seeds, the same rows but for their "
-                           "scale; both scores on the same path, shortened: lr = 0.01, stages of 500 and 1,250 iterations. Full: 200 "
+                           "scale; both scores on the same path, shortened for time: lr = 0.01, stages of 500 and 1,250 iterations. "
+                           "With lr = 0.003 and 1,500 and 4,000 the verdicts are the same: worst mean SHD 5, 13 and 17.3. Full: 200 "
                            "nodes, the defaults."])
 
 
@@ -81,4 +82,5 @@ def unequal_variances(scale: Scale, seed: int) -> Evidence:
                      at_most("mean SHD, unequal − equal", statistics.mean(unequal) - statistics.mean(equal), 0.5),
                      recorded("SHD, unequal", unequal), recorded("SHD, equal", equal)],
                     notes=["As above. On these data the authors' code for unequal variances gives the same weights to 1e-11, and so "
-                           "the same distances; with their own schedule of 130,000 iterations the second graph's is 5."])
+                           "the same distances; with their own schedule of 130,000 iterations the second graph's is 5. With "
+                           "lr = 0.003 and stages of 1,500 and 4,000 iterations unequal − equal is +5."])

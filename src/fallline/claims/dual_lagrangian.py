@@ -113,8 +113,9 @@ def planning(scale: Scale, seed: int) -> Evidence:
         at_least("least of optimum − bound over 200 programs", margins, -1e-7),
         at_most("relative error of the envelope's gradient", errors, 1e-6),
         recorded("worst gap", worsts),
-    ], notes=["Optima by bisection on the one multiplier. The envelope's x̂ is found by Newton's method on each Σ (d_j − r_j y) x_j + "
-              "f_j/x_j and not by its formula; 10 programs. Full: 200 products."])
+    ], notes=["Optima are the objective at feasible points, found by bisection on the one multiplier: no value of the bound. The "
+              "envelope's x̂ is found by Newton's method on each Σ (d_j − r_j y) x_j + f_j/x_j and not by its formula; "
+              "10 programs. Full: 200 products."])
 
 
 def envelope_error(family: ProductionPlanning, y: Tensor, instances: Tensor) -> float:

@@ -59,7 +59,8 @@ def sampled(coupling: float, key: fl.Key) -> tuple[bool, dict[str, float]]:
     return same, {**rounds, "width of jacobi_gs": results["jacobi_gs"].counts["width"], "sweeps": results["gs_jacobi"].counts["sweeps"]}
 
 
-@claim("all four methods draw the same samples; Jacobi takes at most a quarter of the rounds at weak coupling, and never more than all")
+@claim("all four methods draw the same samples; Jacobi takes at most a quarter of the rounds at weak coupling, and no fewer at "
+       "stronger ones")
 def sampling(scale: Scale, seed: int) -> Evidence:
     runs = {name: [sampled(coupling, fl.Key(seed).fold(i)) for i in range(20)] for name, coupling in COUPLINGS.items()}
     rounds = {name: [cost for _, cost in found] for name, found in runs.items()}
@@ -68,12 +69,12 @@ def sampling(scale: Scale, seed: int) -> Evidence:
     figures = [
         exactly("runs of 60 in which all methods agree bit for bit", sum(same for found in runs.values() for same, _ in found), 60),
         at_most("rounds of Jacobi at weak coupling", [cost["jacobi"] for cost in rounds["weak"]], LENGTH / 4),
-        at_most("rounds of Jacobi at any coupling", max(cost["jacobi"] for cost in every), LENGTH),
         *(at_least(f"rounds of Jacobi, {b} coupling / {a}", later / earlier, 1.0)
           for a, b, earlier, later in zip(COUPLINGS, list(COUPLINGS)[1:], medians, medians[1:], strict=False)),
-        at_most("rounds of Jacobi in blocks of 16", max(cost["jacobi_gs"] for cost in every), LENGTH),
-        at_most("states in a round of Jacobi in blocks of 16", max(cost["width of jacobi_gs"] for cost in every), LENGTH // 16),
-        at_most("sweeps of Gauss-Seidel in 16 parallel blocks", max(cost["sweeps"] for cost in every), 16),
+        recorded("most rounds of Jacobi at any coupling", max(cost["jacobi"] for cost in every)),
+        recorded("most rounds of Jacobi in blocks of 16", max(cost["jacobi_gs"] for cost in every)),
+        recorded("most states in a round of Jacobi in blocks of 16", max(cost["width of jacobi_gs"] for cost in every)),
+        recorded("most sweeps of Gauss-Seidel in 16 parallel blocks", max(cost["sweeps"] for cost in every)),
         *(recorded(f"rounds of {method}, {name} coupling", [cost[method] for cost in found])
           for name, found in rounds.items() for method in ("jacobi", "jacobi_gs")),
     ]
@@ -81,7 +82,8 @@ def sampling(scale: Scale, seed: int) -> Evidence:
         figures += transformer(seed)
     return Evidence(figures, notes=[
         "256 binary variables from a masked network of 256 tanh units with Gaussian weights of deviation 0.5/16, 2/16 and 8/16; 20 "
-        "networks, each with a draw of uniform numbers. Rounds are evaluations after another. Full: sampling from a causal "
+        "networks, each with a draw of uniform numbers. Rounds are evaluations after another. The most of each are recorded "
+        "alone: that there are at most 256 rounds, and 16 sweeps or states, is where the loops end. Full: sampling from a causal "
         "transformer as well."])
 
 

@@ -188,6 +188,8 @@ def Constrained(
     if set is not None and not offered:
         raise TypeError(f"set must have project(x) or linear_minimize(g), got {set!r}, a {type(set).__name__}")
     given = _given(equality=equality, inequality=inequality, equality_jacobian=equality_jacobian, equality_hessian=equality_hessian)
+    if inequality is not None:
+        given["inequality"] = lambda x: torch.atleast_1d(inequality(x))
     if equality is not None:
         given |= equality_oracles(equality, equality_jacobian, equality_hessian)
     oracles = {**smooth._oracles, **given, **{name: leafwise(set, getattr(set, name)) for name in offered}}

@@ -110,7 +110,9 @@ class _Iteration(Method):
         certificate = None if problem.certify is None else problem.certify(state["x"], getattr(found, estimate))
         if certificate is not None:
             return certificate
-        return found if found.radius > problem.facts.get("radius", math.inf) else None
+        eps = torch.finfo(tree.precision(state["x"])).eps
+        rounding = 100 * eps * float(problem.norm(state["x"]) + problem.norm(state["x0"]))
+        return found if found.radius > problem.facts.get("radius", math.inf) * (1 + math.sqrt(eps)) + rounding else None
 
     def report(self, problem: Problem, state: State) -> Report:
         gap = problem.norm(tree.sub(state["x"], state["image"]))
@@ -148,8 +150,8 @@ class Picard(_Iteration):
     -----
     At steps 1, 2, 4, 8, … both estimates of v are shown to the problem's ``certify``. If it returns a certificate the run ends as
     "failed" with its verdict: never because a residual stays large. Where the problem knows a ``radius``, it is infeasible as well
-    when the ball without fixed points is larger. Else the certificate is a ``Displacement``. A tolerance above ‖v‖ cannot tell an
-    infeasible problem from a solved one.
+    when the ball without fixed points is larger by more than rounding (√ε of it). Else the certificate is a ``Displacement``. A
+    tolerance above ‖v‖ cannot tell an infeasible problem from a solved one.
     """
 
     growth: ClassVar[float] = 1.0

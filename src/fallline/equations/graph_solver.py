@@ -64,6 +64,7 @@ def fixed_point_layer(A: Tensor, b: Tensor, gamma: float, activation: str | Acti
     """
     slope_limited = _activation(activation)
     _check_gamma(gamma)
+    A = A if A.layout is torch.strided else A.to_sparse_coo()
     if A.shape[-2:] != (b.shape[-1], b.shape[-1]) or (A.is_sparse and b.ndim > 1):
         raise ValueError(f"A must be of shape (..., N, N), or sparse (N, N), to fit b of shape (..., N), got {tuple(A.shape)} and "
                          f"{tuple(b.shape)}")

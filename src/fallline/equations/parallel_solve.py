@@ -100,24 +100,30 @@ class _Rounds:
     """The states, and what has been spent on them."""
 
     def __init__(self, h: Equations, states: Any) -> None:
-        self.h, self.states, self.change = h, states, 0.0
+        self.h, self.states, self.change, self.exact = h, states, 0.0, True
         self.counts = {"rounds": 0, "states": 0, "width": 0}
 
     def jacobi(self, first: int, last: int, tol: float) -> None:
         """Rounds over a block that uses nothing after it: exact after as many as it has states."""
-        for _ in range(last - first):
+        for left in reversed(range(last - first)):
             self.change = self._round(slice(first, last))
-            if self.change <= tol:
+            if self._ended(left, tol):
                 break
 
     def sweeps(self, size: int, tol: float) -> None:
         """Sweeps in which all blocks go forward by a position at a time."""
         length, self.counts["sweeps"] = len(self.states), 0
-        for _ in range(0, length, size):
+        for left in reversed(range(0, length, size)):
             self.change = max(self._round(slice(offset, None, size)) for offset in range(min(size, length)))
             self.counts["sweeps"] += 1
-            if self.change <= tol:
+            if self._ended(left, tol):
                 break
+
+    def _ended(self, left: int, tol: float) -> bool:
+        """Whether the last change allows to leave out the rounds that are left, of which a tolerance may have needed some."""
+        ended = self.change <= tol
+        self.exact &= not ended or left == 0 or self.change == 0
+        return ended
 
     def _round(self, where: slice) -> float:
         new, old = self.h(self.states, where), self.states[where]
@@ -132,8 +138,8 @@ class _Rounds:
 
     def result(self, method: str, tol: float) -> Result:
         rounds, finite = self.counts["rounds"], tree.all_finite(self.states)
-        message = f"every equation holds{f' to {tol:g}' if tol else ''} after {rounds:,} rounds for {len(self.states):,} states" \
-            if finite else "a state is NaN or infinite"
+        reached = "every equation holds" if self.exact else f"no state changed by more than {tol:g} in its last round,"
+        message = f"{reached} after {rounds:,} rounds for {len(self.states):,} states" if finite else "a state is NaN or infinite"
         return Result(x=self.states, status="converged" if finite else "nonfinite", message=message, nit=rounds, gap=self.change,
                       counts=self.counts, name=f"{method} on {len(self.states):,} equations")
 
@@ -157,12 +163,13 @@ def _shapes(states: Any) -> str:
 
 
 def _difference(new: Any, old: Any) -> float:
-    """The largest change of an entry."""
+    """The largest change of an entry; infinite where one is NaN, which Python's ``max`` would lose."""
     if not isinstance(new, Tensor):
         return max(_difference(a, b) for a, b in zip(new, old, strict=True))
     if new.dtype == torch.bool:
         new, old = new.long(), old.long()
-    return float((new - old).abs().max()) if new.numel() else 0.0
+    change = float((new - old).abs().max()) if new.numel() else 0.0
+    return math.inf if math.isnan(change) else change
 
 
 def _check_causal(h: Equations, states: Any, length: int) -> None:

@@ -48,7 +48,7 @@ def RegularizedClustering(X: Tensor, k: int, *, W: Tensor | None = None, lam: fl
         β > 0: large ones make assignments hard.
     prototype : MeanPrototype (default) or ModePrototype
     labels : Tensor (n,) of int, optional
-        A label below k, or −1 for none.
+        A label from 0 to k − 1, or −1 for none.
     **options
         ``name``, ``budget`` of ``Problem``.
     """
@@ -61,6 +61,10 @@ def RegularizedClustering(X: Tensor, k: int, *, W: Tensor | None = None, lam: fl
         raise ValueError(f"k must be at most the {len(X)} points, got {k}")
     rule = prototype or MeanPrototype()
     given = torch.full((len(X),), -1, device=X.device) if labels is None else labels
+    if given.shape != (len(X),) or given.dtype == torch.bool or given.is_floating_point():
+        raise ValueError(f"labels must be {len(X)} integers, one a point, got shape {tuple(given.shape)} of {given.dtype}")
+    if not bool(((given >= -1) & (given < k)).all()):
+        raise ValueError(f"labels must be from 0 to {k - 1}, or −1 for none, got {given.unique().tolist()[:20]}")
     oracles = {"distances": lambda prototypes: rule.distances(X, prototypes).mul_(scale),
                "affinities": lambda S: torch.zeros_like(S) if W is None or lam == 0 else (W @ S).mul_(lam)}
 
@@ -125,7 +129,7 @@ class BoundUpdates(Method):
                 "energy": energy(S, distances, affinities), "clusters": torch.full((len(S),), -1, device=S.device)}
 
     def step(self, problem: Problem, state: State) -> State:
-        S = _clamped(torch.softmax(state["affinities"].sub_(state["distances"]), dim=1), problem.labels)
+        S = _clamped(torch.softmax(state["affinities"] - state["distances"], dim=1), problem.labels)
         affinities = problem.affinities(S)
         before, after = state["energy"], energy(S, state["distances"], affinities)
         state = {**state, "S": S, "affinities": affinities, "energy": after, "sweep": state["sweep"] + 1}

@@ -107,11 +107,11 @@ class LogDetPath(Method):
                 return self._next(state)
         mu, (beta1, beta2) = self.factor ** state["stage"], self.betas
         gradient = problem.smooth.gradient(W).add(W.sign(), alpha=problem.score.lam).mul_(mu).addcmul_(W, inverse.T, value=2)
-        mean = state["mean"].lerp_(gradient, 1 - beta1)
-        square = state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        mean = state["mean"].lerp(gradient, 1 - beta1)
+        square = state["square"].mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = (square / (1 - beta2 ** (t + 1))).sqrt_().add_(1e-8)
         move = torch.div(mean, root).div_(1 - beta1 ** (t + 1))
-        return {**state, "W": W.sub_(move, alpha=state["lr"]), "mean": mean, "square": square, "move": move, "t": t + 1}
+        return {**state, "W": W.sub(move, alpha=state["lr"]), "mean": mean, "square": square, "move": move, "t": t + 1}
 
     def _returned(self, state: State) -> State:
         """Half a step back, or to the stage's start."""
@@ -120,7 +120,7 @@ class LogDetPath(Method):
         lr = state["lr"] / 2
         if lr <= SMALLEST_LR:
             return self._next({**state, "W": state["W"] + state["lr"] * state["move"]})
-        return {**state, "W": state["W"].add_(state["move"], alpha=lr), "lr": lr}
+        return {**state, "W": state["W"].add(state["move"], alpha=lr), "lr": lr}
 
     def _next(self, state: State) -> State:
         stage = state["stage"] + 1

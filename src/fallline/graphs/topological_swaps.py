@@ -82,17 +82,18 @@ class TopologicalSwaps(Method):
         order = problem.order
         if order is None:
             order = torch.randperm(len(problem.x0), generator=key.fold("order").generator()).to(problem.x0.device)
-        return self._fitted(problem, {"order": order, "W": problem.x0, "tries": 0, "done": False, "key": key, "round": 0})
+        return self._fitted(problem, {"order": order, "W": problem.x0, "tries": 0, "tried": 0, "done": False, "key": key, "round": 0})
 
     def step(self, problem: Problem, state: State) -> State:
         state = {**state, "round": state["round"] + 1}
         pairs = self.candidates(problem, state)
         swaps = self._improving(problem, state, pairs[:self.small])
+        tried = min(self.small, len(pairs))
         if not swaps and state["tries"] < self.large_tries:
-            swaps = self._improving(problem, state, pairs[self.small:self.large])
+            swaps, tried = self._improving(problem, state, pairs[self.small:self.large]), len(pairs)
             state["tries"] += 1
         if not swaps:
-            return {**state, "done": True}
+            return {**state, "done": True, "tried": tried}
         order = state["order"].clone()
         free = [True] * len(order)
         for first, last in swaps:
@@ -135,7 +136,7 @@ class TopologicalSwaps(Method):
         report = Report(state["W"], value=state["losses"].sum(), certificate={"order": state["order"].tolist()})
         if state["done"]:
             report.status = "converged"
-            report.message = f"none of the {self.large} likeliest swaps lowers the score"
+            report.message = f"none of the {state['tried']} likeliest swaps lowers the score"
         return report
 
 

@@ -75,9 +75,16 @@ def to_dag(W: Tensor, threshold: float = 0.3, names: tuple[str, ...] = ()) -> We
     threshold : float, default 0.3
         At least 0.
     names : tuple of str, optional
+
+    Raises
+    ------
+    ValueError
+        W has NaN or infinite entries.
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold!r}")
+    if not bool(torch.isfinite(W).all()):
+        raise ValueError("W must be finite, and has NaN or infinite entries")
     kept = torch.where(W.abs() > threshold, W, 0).fill_diagonal_(0)
     if not is_acyclic(kept):
         levels = kept.abs().unique()  # the first is 0, and the last leaves nothing
@@ -145,10 +152,12 @@ class WeightedDAG:
     def sample(self, n: int, key: Key | int = 0, *, variances: float | Tensor = 1.0) -> Tensor:
         """Return n rows of the linear structural equations with Gaussian noise, ``(n, d)``.
 
-        ``variances`` are those of the noise, one or ``(d,)``.
+        ``variances`` are those of the noise, one or ``(d,)``, at least 0.
         """
-        scale = torch.as_tensor(variances, dtype=self.weights.dtype, device=self.weights.device).sqrt()
-        E = scale * normal_like(self.weights.new_empty(n, len(self.weights)), as_key(key).generator())
+        variance = torch.as_tensor(variances, dtype=self.weights.dtype, device=self.weights.device)
+        if not bool((variance >= 0).all()):
+            raise ValueError(f"variances must be at least 0, got {variances!r}")
+        E = variance.sqrt() * normal_like(self.weights.new_empty(n, len(self.weights)), as_key(key).generator())
         return torch.linalg.solve(torch.eye(len(self.weights)).to(self.weights) - self.weights, E, left=False)
 
     def score(self, X: Any, score: Score | None = None) -> float:

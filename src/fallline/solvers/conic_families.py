@@ -28,7 +28,7 @@ BISECTIONS = 100
 
 
 class ConicFamily(abc.ABC):
-    """Conic programs of one structure; an instance is a row of ``inputs`` numbers, in float64.
+    """Conic programs of one structure; an instance is a row of ``inputs`` numbers. What is computed from it is so in float64.
 
     Attributes
     ----------
@@ -48,7 +48,10 @@ class ConicFamily(abc.ABC):
 
     @abc.abstractmethod
     def bound(self, y: Tensor, instances: Tensor) -> Tensor:
-        """Return the bound of multipliers in the dual cone, (…, duals) and (…, inputs) to (…); differentiable in y."""
+        """Return the bound of multipliers in the dual cone, (…, duals) and (…, inputs) to (…); differentiable in y.
+
+        In float64 whatever is given, for in float32 the rounding of sums would make tight bounds invalid.
+        """
 
     @abc.abstractmethod
     def sample(self, count: int, key: Key | int) -> Tensor:
@@ -65,7 +68,7 @@ class ConicFamily(abc.ABC):
     def _check(self, instances: Tensor) -> Tensor:
         if instances.shape[-1] != self.inputs:
             raise ValueError(f"instances of {self!r} must be rows of {self.inputs} numbers, got shape {tuple(instances.shape)}")
-        return instances
+        return instances.double()
 
 
 class BoxConic(ConicFamily):
@@ -91,7 +94,7 @@ class BoxConic(ConicFamily):
         return self.cone.project(raw)
 
     def bound(self, y: Tensor, instances: Tensor) -> Tensor:
-        lower = box_bound(y, *self.data(self._check(instances)), self.low.to(y.device), self.high.to(y.device))
+        lower = box_bound(y.double(), *self.data(self._check(instances)), self.low.to(y.device), self.high.to(y.device))
         return lower if self.sense == "min" else -lower
 
 
@@ -171,7 +174,7 @@ class ProductionPlanning(ConicFamily):
         return -F.softplus(raw)
 
     def bound(self, y: Tensor, instances: Tensor) -> Tensor:
-        d, f, r, b = self.split(instances)
+        y, (d, f, r, b) = y.double(), self.split(instances)
         # The product of roots, and not the root of the product, has a derivative where f = 0.
         return b * y.squeeze(-1) + 2 * (f.sqrt() * (d - r * y).sqrt()).sum(-1)
 
@@ -182,7 +185,10 @@ class ProductionPlanning(ConicFamily):
         return torch.cat([d, f, r, b], 1)
 
     def optimum(self, instances: Tensor) -> Tensor:
-        """Return the optimal values: L at the root of its derivative b − Σ r_j √(f_j/(d_j − r_j y)), by bisection."""
+        """Return the optimal values, by bisection on y: the objective at x_j = √(f_j/(d_j − r_j y)) that uses b up, but for rounding.
+
+        Taken from the side of rᵀx < b: such a point is feasible, so that its objective owes nothing to ``bound``.
+        """
         if not bool((self._check(instances) > 0).all()):
             raise ValueError(f"instances of {self!r} must be positive, got a least entry of {float(instances.min()):g}")
         d, f, r, b = self.split(instances)
@@ -197,7 +203,8 @@ class ProductionPlanning(ConicFamily):
             middle = (low + high) / 2
             rising = too_low(middle)
             low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-        return self.bound(high.unsqueeze(-1), instances)
+        x = (f / (d - r * low.unsqueeze(-1))).sqrt()
+        return (d * x + f / x).sum(-1)
 
     def __repr__(self) -> str:
         return f"ProductionPlanning(products={self.products})"

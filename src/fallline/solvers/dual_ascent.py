@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -33,8 +34,10 @@ from fallline.core.space import LogUniform, Range
 from fallline.core.tree import Tree
 
 # A constraint counts as infeasible where, over the last half of at least FIRST_LOOK dual steps, it is exceeded by STEADY times as much
-# as in the quarter before, and λ_i h_i, by which a feasible point's loss is larger (weak duality), is BEYOND the range of losses seen.
-FIRST_LOOK, STEADY, BEYOND = 16, 0.9, 10.0
+# as in the quarter before, λ_i h_i, by which a feasible point's loss is larger (weak duality), is BEYOND the range of losses seen, and
+# the excess levels off: it falls by at most SLOWING times as much as it did one doubling of the steps, and so of λ, before. Going on
+# like that it never falls by more than it just did, which is little. Where a large λ is yet to come, falls grow with each doubling.
+FIRST_LOOK, STEADY, BEYOND, SLOWING = 64, 0.9, 10.0, 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,8 +97,8 @@ class DualAscent(Method):
     the mixture, on training and on validation data. h is that of all training data, in evaluation mode: noise in it would bias λ
     upwards through the maximum. There is no gap: nothing shows that a network minimises its Lagrangian.
 
-    Levels that no x meets make λ grow without end. A run ends as "failed" when it does, and a primal method that does not get near
-    enough to a minimiser looks the same.
+    Levels that no x meets make λ grow without end. A run ends as "failed" when it does while violations level off, which is a sign and
+    no proof: a primal method that does not get near enough to a minimiser looks the same.
     """
 
     primal: Method = field(default_factory=lambda: Train(torch.optim.Adam, lr=1e-3))
@@ -126,8 +129,8 @@ class DualAscent(Method):
         start = lagrangian(problem, torch.zeros_like(excess))
         self.primal.check(start)
         return {"primal": self.primal.init(start, key), "multipliers": torch.zeros_like(excess), "value": value, "excess": excess,
-                "held_out": held_out, "sum": measured, "older": measured, "old": measured, "old_t": 0, "older_t": 0,
-                "least": value, "most": value, "t": 0, "failure": ""}
+                "held_out": held_out, "sum": measured, "oldest": measured, "older": measured, "old": measured, "old_t": 0, "older_t": 0,
+                "oldest_t": 0, "least": value, "most": value, "t": 0, "failure": ""}
 
     def step(self, problem: Problem, state: State) -> State:
         if state["failure"]:
@@ -144,7 +147,8 @@ class DualAscent(Method):
         if t & (t - 1):
             return state
         failure = self._failure(problem, state) if t >= FIRST_LOOK else ""
-        return {**state, "older": state["old"], "older_t": state["old_t"], "old": total, "old_t": t, "failure": failure}
+        return {**state, "oldest": state["older"], "oldest_t": state["older_t"], "older": state["old"], "older_t": state["old_t"],
+                "old": total, "old_t": t, "failure": failure}
 
     @torch.no_grad()
     def _look(self, problem: Problem, x: Tree) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -154,17 +158,18 @@ class DualAscent(Method):
 
     def _failure(self, problem: Problem, state: State) -> str:
         """Why there seems to be no feasible point; called at powers of two, before the sums move on."""
-        t, old, older = state["t"], state["old_t"], state["older_t"]
-        late = (state["sum"] - state["old"])[0] / (t - old)
-        early = (state["old"] - state["older"])[0] / (old - older)
+        sums = [state[name][0] for name in ("oldest", "older", "old", "sum")]
+        times = [state[name] for name in ("oldest_t", "older_t", "old_t", "t")]
+        first, early, late = ((b - a) / (t - s) for (a, b), (s, t) in zip(pairwise(sums), pairwise(times), strict=True))
         worth, seen = state["multipliers"] * late, state["most"] - state["least"]
-        hopeless = (early > 0) & (late >= STEADY * early) & (worth > BEYOND * seen) & (seen > 0)
+        level = (early > 0) & (late >= STEADY * early) & (early - late <= SLOWING * (first - early).clamp(min=0))
+        hopeless = level & (worth > BEYOND * seen) & (seen > 0)
         if not bool(hopeless.any()):
             return ""
         i = int(torch.where(hopeless, worth, -math.inf).argmax())
         return (f"the constraint {_names(problem, len(worth))[i]!r} seems to be infeasible: its multiplier has grown steadily to "
-                f"{float(state['multipliers'][i]):.3g}, and it is still exceeded by {float(late[i]):.3g}, no less than before; relax "
-                "its level, take a richer model, or more primal_steps")
+                f"{float(state['multipliers'][i]):.3g}, and it is still exceeded by {float(late[i]):.3g}, hardly less than before; "
+                "relax its level, take a richer model, or more primal_steps")
 
     def report(self, problem: Problem, state: State) -> Report:
         primal = self.primal.report(problem, state["primal"])

@@ -30,12 +30,17 @@ def box_bound(y: Tensor, c: Tensor, A: Tensor, b: Tensor, low: Tensor, high: Ten
     A : Tensor (…, m, n)
     b : Tensor (…, m)
     low, high : Tensor (…, n)
-        Finite: see ``check_bounds``.
 
     Returns
     -------
     Tensor (…)
+
+    Raises
+    ------
+    ValueError
+        Bounds are not finite, or not ordered (``check_bounds``).
     """
+    check_bounds(low, high)
     r = c - (A.mT @ y.unsqueeze(-1)).squeeze(-1)
     return (b * y).sum(-1) + (low * r.clamp(min=0) - high * (-r).clamp(min=0)).sum(-1)
 

@@ -81,10 +81,10 @@ def Feasibility(A: Any, B: Any, z0: Tensor, *, radius: float | None = None, **op
 
     Notes
     -----
-    Without a radius, runs end as infeasible where a common point would be further away than ε^(−1/2) times the larger of 1 and the
-    coordinates (7e7 in float64). A gap of less than 1e-6 of the coordinates (100 √ε) is within the rounding of the proof, and ends no
-    run. Sets at a distance of zero without a common point, such as a hyperbola and its asymptote, cannot be told from sets with one:
-    they end as converged, with a point of each within the tolerance.
+    Runs end as infeasible where a common point would be further away than ε^(−1/2) times the larger of 1 and the coordinates (7e7 in
+    float64), and with a radius further from ``z0`` than that. A gap of less than 1e-6 of the coordinates (100 √ε) is within the
+    rounding of the proof, and ends no run. Sets at a distance of zero without a common point, such as a hyperbola and its asymptote,
+    cannot be told from sets with one: they end as converged, with a point of each within the tolerance.
     """
     first, second = (_projection(each, name) for each, name in ((A, "A"), (B, "B")))
 
@@ -99,7 +99,10 @@ def Feasibility(A: Any, B: Any, z0: Tensor, *, radius: float | None = None, **op
         if found is None:
             return None
         size = max(1.0, float(found.first.abs().max()), float(found.second.abs().max()))
-        return found if found.radius > torch.finfo(z.dtype).eps ** -0.5 * size else None
+        least = torch.finfo(z.dtype).eps ** -0.5 * size
+        if radius is not None:
+            least = max(least, radius + max(float(torch.linalg.vector_norm(point - z0)) for point in (found.first, found.second)))
+        return found if found.radius > least else None
 
     return FixedPoint(step, z0, certify=certify, radius=radius, **{"name": "feasibility", "given": {"point": first}, **options})
 

@@ -29,6 +29,7 @@ from fallline.core.operators import LinearOperator, conjugate_gradient, power_it
 from fallline.core.problem import Problem
 
 Point = tuple[Tensor, Tensor]
+Kind = Literal["primal infeasible", "dual infeasible"]
 # An estimate with a larger violation shows too little of what is zero for projections to mend, of which there are at most so many.
 PROMISING, ROUNDS = 0.05, 10
 ITERATIONS = 1_000  # of conjugate gradients, for a projection
@@ -45,12 +46,13 @@ class Farkas:
     vector : Tensor
         Its largest entry is 1 in magnitude. Primal: y (m,) with Aᵀy ≥ 0 and bᵀy < 0. Dual: r (n,) with A r = 0, r ≥ 0 and cᵀr < 0.
     violation : float
-        The largest violation of these, relative to the column or row of A: max −(Aᵀy)_j / Σ_i |A_ij|, or |A r|_i / Σ_j |A_ij|.
+        The largest violation of these, relative to the terms of each sum, so that no scaling of rows or columns changes it:
+        max −(Aᵀy)_j / (|A|ᵀ|y|)_j, or |A r|_i / (|A| r)_i.
     margin : float
         −bᵀy / |b|ᵀ|y|, or −cᵀr / |c|ᵀr.
     """
 
-    kind: Literal["primal infeasible", "dual infeasible"]
+    kind: Kind
     vector: Tensor
     violation: float
     margin: float
@@ -79,7 +81,7 @@ def LinearProgram(c: Tensor, A: Tensor, b: Tensor, x0: Tensor | None = None, y0:
     ----------
     c : Tensor (n,)
     A : Tensor (m, n)
-        Dense or sparse; scale its rows alike.
+        Dense or sparse; the better its rows are scaled alike, the sooner a run ends.
     b : Tensor (m,)
         The dtype of all; use float64.
     x0, y0 : Tensor (n,) and (m,), optional
@@ -90,7 +92,7 @@ def LinearProgram(c: Tensor, A: Tensor, b: Tensor, x0: Tensor | None = None, y0:
     Notes
     -----
     An inconsistent or unbounded program ends a run as "failed", with a ``Farkas`` certificate whose violation is at most ε^(2/3) of
-    its margin (4e-11 in float64, 2e-5 in float32): a feasible point would have Σ_ij |A_ij| x_j ≥ ε^(−2/3) |b|ᵀ|y|. The estimate of v
+    its margin (4e-11 in float64, 2e-5 in float32): a feasible point would have |y|ᵀ|A| x ≥ ε^(−2/3) |b|ᵀ|y|. The estimate of v
     itself is rarely that accurate. What it shows to be zero is made zero by a projection, and what comes out is checked from scratch;
     that takes the place of waiting for the estimate to settle.
     """
@@ -121,7 +123,8 @@ class _Program:
 
     def __init__(self, c: Tensor, A: Tensor, b: Tensor) -> None:
         self.c, self.A, self.b, self.transposed = c, A, b, A.t()
-        self.rows, self.columns = (_sums(A.abs(), dim) for dim in (1, 0))
+        self.magnitudes = A.abs()
+        self.rows, self.columns = (_sums(self.magnitudes, dim) for dim in (1, 0))
         norm = _spectral_norm(A)
         if not norm > 0:
             raise ValueError("A must have an entry that is not zero")
@@ -160,7 +163,7 @@ class _Program:
             if not bool(wrong.any()) or bool((wrong <= zero).all()):
                 break
             zero = zero | wrong
-        return self._checked("primal infeasible", y, -(self.transposed @ y) / self.columns, self.b)
+        return self._checked("primal infeasible", y, self.rows)
 
     def _dual_infeasible(self, r: Tensor) -> Farkas | None:
         size = r.abs().max()
@@ -174,7 +177,7 @@ class _Program:
             if not bool(wrong.any()):
                 break
             positive = positive & ~wrong
-        return None if bool((r < 0).any()) else self._checked("dual infeasible", r, (self.A @ r).abs() / self.rows, self.c)
+        return None if bool((r < 0).any()) else self._checked("dual infeasible", r, self.columns)
 
     def _orthogonal(self, y: Tensor, columns: Tensor) -> Tensor:
         """The vector nearest to y that is orthogonal to the chosen columns of A."""
@@ -184,12 +187,27 @@ class _Program:
         """The vector nearest to r, of those that are zero outside of the chosen columns, that A takes to zero."""
         return _without_range(columns * r, lambda w: columns * (self.transposed @ w), lambda u: self.A @ (columns * u))
 
-    def _checked(self, kind: Literal["primal infeasible", "dual infeasible"], vector: Tensor, violations: Tensor,
-                 objective: Tensor) -> Farkas | None:
+    def _checked(self, kind: Kind, vector: Tensor, weights: Tensor) -> Farkas | None:
+        """A certificate, if the vector is one, or becomes one without the entries that are rounding next to the largest.
+
+        Entries are compared by what they add to A r or Aᵀy, as ``weights`` say. What is left out need not be zero: the rest is checked.
+        """
+        added = vector.abs() * weights
+        for floor in (0.0, self.small, math.sqrt(torch.finfo(vector.dtype).eps)):
+            found = self._proof(kind, torch.where(added > floor * added.max(), vector, 0))
+            if found is not None:
+                return found
+        return None
+
+    def _proof(self, kind: Kind, vector: Tensor) -> Farkas | None:
+        primal = kind == "primal infeasible"
+        objective, matrix, magnitudes = (self.b, self.transposed, self.magnitudes.t()) if primal else (self.c, self.A, self.magnitudes)
         size, total = float(vector.abs().max()), float(objective.abs() @ vector.abs())
         if not (size > 0 and total > 0):
             return None
-        violation, margin = max(0.0, float(violations.max())) / size, -float(objective @ vector) / total
+        image, terms = matrix @ vector, magnitudes @ vector.abs()
+        wrong = (-image if primal else image.abs()) / torch.where(terms > 0, terms, 1)
+        violation, margin = max(0.0, float(wrong.max())), -float(objective @ vector) / total
         return Farkas(kind, vector / size, violation, margin) if margin > self.small and violation <= self.small * margin else None
 
 

@@ -59,11 +59,16 @@ class TwoStageInstance:
     W, T, h : array (r, m), (r, n) and (r,)
         Recourse constraints.
     A, b, low, high : array (s, d), (s,), (d,) and (d,)
-        The uncertainty set; low and high are finite, and the set has a point.
+        The uncertainty set, which has a point.
     features : array (n, k)
         What is known of each item, for a network; d = n there.
     first : pair of arrays (G, g), optional
         X = {G x ≤ g}.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, numbers are not finite, or low exceeds high.
     """
 
     cost: Array
@@ -80,14 +85,22 @@ class TwoStageInstance:
     first: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
-        n, (m, d), r = len(self.cost), self.Q.shape, len(self.h)
-        shapes = {"q": (m,), "W": (r, m), "T": (r, n), "A": (len(self.b), d), "low": (d,), "high": (d,)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must have shape {shape} to fit cost, Q, h and b, got {getattr(self, name).shape}")
-        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and (self.low <= self.high).all()):
-            raise ValueError(f"low and high must be finite with low <= high, got {self.low} and {self.high}; an unbounded "
-                             "scenario has no worst case")
+        if self.Q.ndim != 2 or self.features.ndim != 2:
+            raise ValueError(f"Q and features must be matrices, got shapes {self.Q.shape} and {self.features.shape}")
+        n, (m, d), r, s = len(self.features), self.Q.shape, self.h.size, self.b.size
+        shapes = {"cost": (n,), "q": (m,), "W": (r, m), "T": (r, n), "h": (r,), "A": (s, d), "b": (s,), "low": (d,), "high": (d,)}
+        arrays = {name: getattr(self, name) for name in (*shapes, "Q", "features")}
+        if self.first is not None:
+            arrays |= {"G": self.first[0], "g": self.first[1]}
+            shapes |= {"G": (self.first[1].size, n), "g": (self.first[1].size,)}
+        for name, array in arrays.items():
+            if array.shape != shapes.get(name, array.shape):
+                raise ValueError(f"{name} must have shape {shapes[name]} to fit Q, h, b and features, got {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite, got NaN or infinite entries in it; leave out rows that hold always, and "
+                                 "bound every uncertain number, for an unbounded scenario has no worst case")
+        if not (self.low <= self.high).all():
+            raise ValueError(f"low must be <= high, got {self.low} and {self.high}")
 
     def __repr__(self) -> str:
         n, (m, d) = len(self.cost), self.Q.shape

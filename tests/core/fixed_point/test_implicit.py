@@ -115,3 +115,16 @@ def test_bad_input():
         iterate(lambda x: x, torch.ones(2), max_iterations=0)
     with pytest.raises(ValueError, match=r"the value of T must be a tensor of shape \(2,\)"):
         iterate(lambda x: x[0], torch.ones(2))
+
+
+def test_parts_of_the_image_without_a_gradient_are_left_out_with_their_adjoints():
+    a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    constant = torch.ones((), dtype=torch.float64)
+    for first in (True, False):
+        def T(z, first=first):
+            half = z[1 if first else 0] / 2 + a
+            return (constant, half) if first else (half, constant)
+
+        found = implicit_fixed_point(T, (0 * constant, 0 * constant), tol=1e-13)
+        (gradient,) = torch.autograd.grad(found[1 if first else 0], a)
+        assert float(gradient) == pytest.approx(2)  # z = 2a

@@ -133,12 +133,14 @@ class _ImplicitGradient(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         with torch.enable_grad():
             start = tree.map(lambda _: next(saved).detach().requires_grad_(), ctx.like)
-            image = [leaf for leaf in tree.leaves(ctx.T(start)) if leaf.requires_grad]
-        if not image:  # T does not depend on its argument
+            image = tree.leaves(ctx.T(start))
+        linked = [number for number, leaf in enumerate(image) if leaf.requires_grad]
+        if not linked:  # T does not depend on its argument
             return None, None, None, *gradients
 
         def adjoint(y: list[Tensor]) -> list[Tensor]:
-            products = torch.autograd.grad(image, tree.leaves(start), y, retain_graph=True, materialize_grads=True)
+            products = torch.autograd.grad([image[number] for number in linked], tree.leaves(start), [y[number] for number in linked],
+                                           retain_graph=True, materialize_grads=True)
             return [product + g for product, g in zip(products, gradients, strict=True)]
 
         found = iterate(adjoint, list(gradients), tol=tol, max_iterations=max_iterations, counts=counts, count="adjoint_maps",
