@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -206,8 +206,9 @@ def profile(costs: Mapping[str, list[float]], seconds: Mapping[str, list[float]]
         both = [seconds[name][i] / seconds[names[0]][i] for i in solvable
                 if math.isfinite(costs[name][i]) and math.isfinite(costs[names[0]][i])]
         finite = [costs[name][i] for i in solvable if math.isfinite(costs[name][i])]
-        row = Row(name, figures={"solved": len(finite) / len(ratios), **shares, "median calls": float(np.median(finite)),
-                                 "median seconds, ratio": float(np.median(both)), **further[name]})
+        figures = {"solved": len(finite) / len(ratios), **shares, "median calls": float(np.median(finite)),
+                   "median seconds, ratio": float(np.median(both)), **further[name]}
+        row = Row(name, milliseconds=1e3 * float(np.median(seconds[name])), figures=figures)
         tell(row)
         rows.append(row)
     return tuple(rows)
@@ -232,7 +233,7 @@ def unconstrained(options: Options) -> Table:
     further = {solver: {"median Hessians": float(np.median([watched.hessians for watched, _ in found]))}
                for solver, found in runs.items()}
     # Goals are "at most", and shares are to be large: what is held is the share that was not solved with so few calls.
-    rows = tuple(Row(row.name, figures={**row.figures, "not within 2×": 1 - float(row.figure("within 2×") or 0.0)})
+    rows = tuple(replace(row, figures={**row.figures, "not within 2×": 1 - float(row.figure("within 2×") or 0.0)})
                  for row in profile(costs, seconds, further))
     goals = [Goal("trust-region-newton", "not within 2×", peer, f"a profile no worse than that of {peer}")
              for peer in UNCONSTRAINED if peer.startswith(("SciPy", "torch", "pytorch"))]
