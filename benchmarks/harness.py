@@ -78,11 +78,14 @@ class Options:
 
 def peer(module: str, name: str) -> Any:
     """A class of another library; the extra ``peers`` installs them."""
+    kept = torch.get_default_dtype()  # some libraries set another one when they are imported
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # an import runs any code, and each library breaks in its own way
         reason = (str(error).splitlines() or [""])[0]
         raise Missing(f"{module}.{name} cannot be imported: {type(error).__name__}: {reason}") from error
+    finally:
+        torch.set_default_dtype(kept)
 
 
 def paired(reference: Contestant, contestant: Contestant, repeats: int) -> Pairs:

@@ -297,3 +297,9 @@ def test_a_quick_look_at_the_machinery_and_at_records() -> None:
     assert [row.name for row in records.rows] == ["write", "read back"]
     for table in (machinery, records):
         assert all(table.figure(goal.row, goal.figure) is not None for goal in table.goals)
+
+
+def test_a_peer_that_sets_torchs_default_dtype_is_put_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "rude_peer.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\nThing = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert harness.peer("rude_peer", "Thing") == 1 and torch.get_default_dtype() == torch.float32
